@@ -1,0 +1,61 @@
+# Everything starts here, on a machine that has Python 3.11 or newer, git and make, and nothing else:
+#   make reproduce   the main job: corpus, pretraining, finetuning, table, figure (SCALE=mini by default; done work is kept)
+#   make test        everything that proves the project
+#   make readme      README.md from nbs/index.ipynb            make notebooks   re-execute the stored notebooks
+#   make lab         JupyterLab on the notebooks               make clean       forget the results of SCALE (not .venv)
+SCALE ?= mini
+CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LIMIT = $(shell command -v timeout >/dev/null 2>&1 && echo timeout -k 10)
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test readme notebooks lab clean
+.DELETE_ON_ERROR:
+
+# One thread per process: `make` runs as many processes as there are cores, and sums keep the same order everywhere.
+export OMP_NUM_THREADS ?= 1
+export PYTHONPATH :=
+export JUPYTER_PLATFORM_DIRS := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help:
+	@sed -n '2,5s/^# *//p' Makefile
+
+# .venv/.installing stands while an installation is under way; where it is found again, that one was cut off and nothing
+# in the folder can be trusted. An environment made by hand carries no mark and is only added to.
+$(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
+	@if [ -e $(VENV)/.installing ]; then echo "The last installation was cut off; starting it anew."; rm -rf $(VENV); fi
+	@if [ ! -x $(BIN)/python ]; then \
+	    python=`for p in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	        if $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done`; \
+	    if [ -z "$$python" ]; then echo "No Python 3.11 or newer with its venv module was found: install one" \
+	        "(Debian, Ubuntu: apt install python3-venv) or name it, as in \`make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3\`." >&2; exit 1; fi; \
+	    mkdir -p $(VENV) && touch $(VENV)/.installing && "$$python" -m venv $(VENV); fi
+	@touch $(VENV)/.installing
+	@echo "Installing avmae and what it needs into $(VENV) (once; minutes, depending on the network) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm $(VENV)/.installing && touch $@
+
+reproduce: $(INSTALLED)
+	@$(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE)
+
+test: $(INSTALLED)
+	@echo "Notebooks: every cell of nbs/ is executed as a test ..."
+	@$(LIMIT) $(if $(LIMIT),900) $(BIN)/nbdev_test --timing
+	@$(LIMIT) $(if $(LIMIT),900) $(BIN)/python -m pytest
+
+readme: $(INSTALLED)
+	@$(BIN)/python .ci/execute.py nbs/index.ipynb
+	@$(BIN)/python .ci/readme.py
+
+notebooks: $(INSTALLED)
+	@$(BIN)/python .ci/execute.py
+	@$(BIN)/python .ci/readme.py
+
+lab: $(INSTALLED)
+	@$(BIN)/jupyter lab --notebook-dir=nbs
+
+clean:
+	rm -rf runs/$(SCALE) .snakemake .pytest_cache build dist *.egg-info

@@ -1,0 +1,216 @@
+"""Agreement with recorded numbers of the official implementation: one test for every record found.
+
+`$AVMAE_PARITY_DIR` (default: a `shared/parity` folder beside the project) and the project's own `tests/parity` are both searched;
+only a folder that is absent is passed over. A record is known by the start of its name; a name nobody knows is a failure."""
+import json, os
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from avmae.model.classifier import AVClassifier
+from avmae.model.masking import Mask, random_mask
+from avmae.model.tokens import sinusoidal_positions
+from avmae.model.transformer import drop_path_rates
+from avmae.scenic import avmae_from_scenic, classifier_from_scenic, read_checkpoint, scenic_keys, to_torch
+
+OURS = Path(__file__).parent / "parity"
+FOLDERS = [Path(os.environ.get("AVMAE_PARITY_DIR", Path(__file__).parents[1] / "../shared/parity")), OURS]
+ENCODER = dict(concat_and_encode="early_fusion", same_encoder="shared", separate_encoders="separate", separate_encoders_and_concat="mid_fusion")
+DECODER = dict(same_decoder="shared", separate_decoders="separate", concat_and_decode="joint")
+MODES = dict(joint={}, inpaint=dict(objective="inpainting"),
+             inpaint_shuffle=dict(objective="inpainting", shuffle_inpainted="as_released"))
+THEIRS = dict(video="rgb", audio="spectrogram")
+Record = dict[str, np.ndarray]
+
+
+def records(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix not in (".json", ".md")] if folder.is_dir() else []
+
+def load(path: Path) -> tuple[Record, dict]:
+    with np.load(path, allow_pickle=False) as file: arrays = {key: file[key] for key in file.files}
+    described = path.with_suffix(".json")
+    return arrays, json.loads(described.read_text()) if described.exists() else {}
+
+def under(record: Record, prefix: str) -> Record:
+    return {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+
+def by_modality(record: Record, prefix: str) -> dict[str, Tensor]:
+    found = under(record, prefix)
+    return {m: torch.from_numpy(found[name]) for m, name in THEIRS.items() if name in found}
+
+def inputs(record: Record, prefix: str = "in/") -> dict[str, Tensor]:
+    layout = dict(video="b t h w c -> b t c h w", audio="b f m 1 -> b f m")
+    return {m: rearrange(x, layout[m]) for m, x in by_modality(record, prefix).items()}
+
+def agree(ours, theirs, what: str, tolerance: float = 1e-5) -> None:
+    ours, theirs = torch.as_tensor(ours).detach(), torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, recorded {tuple(theirs.shape)}"
+    error, bound = (ours - theirs).abs().max().item(), tolerance * max(1., theirs.abs().max().item())
+    assert error <= bound, f"{what}: off by {error:.2e}, allowed {bound:.2e}"
+
+def agree_by_modality(ours: dict[str, Tensor], theirs: dict[str, Tensor], what: str) -> None:
+    assert theirs and ours.keys() == theirs.keys(), what
+    for m in theirs: agree(ours[m], theirs[m], f"{what} {m}")
+
+def by_scenic_key(model: torch.nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    keys = {name: scenic_keys(name, model) for name in values}
+    return {key: piece for name, x in values.items() for key, piece in zip(keys[name], x.chunk(len(keys[name])))}
+
+def agree_gradients(model: torch.nn.Module, recorded: Record) -> None:
+    # 1e-4 of each gradient's own size; the floor is for gradients that are zero but for rounding (key biases)
+    floor = 1e-3 * max(np.abs(x).max() for x in recorded.values())
+    ours = by_scenic_key(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for key, theirs in recorded.items():
+        theirs = to_torch(key, theirs)
+        error = (ours.get(key, torch.zeros_like(theirs)) - theirs).abs().max().item()   # a parameter we left out has no gradient
+        assert error <= 1e-4 * max(floor, theirs.abs().max().item()), f"gradient of {key} is off by {error:.2e}"
+
+
+# ---- pretraining
+
+def pretrain(path: Path) -> None:
+    record, about = load(path)
+    given, loss = about["config"]["model"], about["config"]["masked_feature_loss"]
+    strategy = dict(encoder=ENCODER[given["encoder_strategy"]], decoder=DECODER[given["decoder_strategy"]])
+    objective = dict(loss_per_value=loss["normalise_by_output_dimension"], standardise_targets=loss["standardise_per_patch"],
+                     loss_weight={m: loss["modality_weight"].get(name) for m, name in THEIRS.items()},
+                     mask_ratio={m: loss["token_mask_probability_dict"].get(name) for m, name in THEIRS.items()})
+    for mode in about["modes"]:
+        model = avmae_from_scenic(under(record, "params/"), **strategy, **objective, **MODES[mode])
+        same_config(model.config, given)
+        step(model, record, mode)
+    encoded = model.encode(inputs(record))
+    agree_by_modality(encoded, by_modality(record, "infer/encoded/"), "encoded")
+    assert not any(x.any() for x in by_modality(record, "infer/token_mask/").values())
+
+def same_config(config, given: dict) -> None:
+    # everything that was inferred from names and shapes
+    assert config.stack_size == (given["hidden_size"], given["num_heads"], given["mlp_dim"], given["num_layers"])
+    d = given["decoder_config"]
+    assert config.decoder_size == (d["hidden_size"], d["num_heads"], d["mlp_dim"], d["num_layers"])
+    if config.encoder == "mid_fusion": assert config.joint_layers == given["fusion_layers"]
+    assert config.modality_tokens == given["use_modality_tokens"]
+    same_patches(config, given)
+
+def same_patches(config, given: dict) -> None:
+    sizes = given["patches"]
+    h, w, t = sizes["size"] if "size" in sizes else (None,) * 3
+    if h: assert all(config.patch[m] == {"video": (t, h, w), "audio": (h, w)}[m] for m in config.modalities)
+
+def step(model, record: Record, mode: str) -> None:
+    masks = {m: Mask(keep=torch.from_numpy(record[f"mask/{name}/unmasked"]).long(), drop=torch.from_numpy(record[f"mask/{name}/masked"]).long())
+             for m, name in THEIRS.items() if m in model.config.modalities}
+    orders = {m: x.long() for m, x in by_modality(record, f"{mode}/ids/").items()}
+    out = model(inputs(record), masks=masks, orders=orders)
+    agree_by_modality(out.targets, by_modality(record, "target/"), f"{mode} target")
+    agree_by_modality(out.predictions, by_modality(record, f"{mode}/pred/"), f"{mode} prediction")
+    agree_by_modality(out.masks, by_modality(record, f"{mode}/token_mask/"), f"{mode} mask")
+    agree_by_modality(out.losses, by_modality(record, f"{mode}/loss/"), f"{mode} loss")
+    agree(out.loss, record[f"{mode}/loss/total"], f"{mode} total loss")
+    out.loss.backward()
+    agree_gradients(model, under(record, f"{mode}/grad/"))
+    for m, mask in masks.items():   # our own draw hides as many
+        assert random_mask(1, mask.n, model.config.mask_ratio[m]).drop.shape[1] == mask.drop.shape[1]
+
+
+# ---- finetuning
+
+def mbt(path: Path) -> None:
+    record, about = load(path)
+    given = about["config"]["model"]
+    model = classifier(under(record, "params/"), given)
+    assert model.config.num_classes == about["num_classes"] and model.config.stack_size.layers == given["num_layers"]
+    same_patches(model.config, given)
+    agree(model(inputs(record)), record["out/logits_eval"], "evaluation logits")
+    if under(record, "long/"): agree(model(inputs(record, "long/in/")), record["long/logits_eval"], "evaluation logits of a longer input")
+    agree_by_modality(model.encode(inputs(record)), by_modality(record, "out/tokens/"), "tokens")
+    logits, labels = model.train()(inputs(record)), by_modality(record, "labels/")
+    agree_by_modality(logits, by_modality(record, "out/logits_train/"), "training logits")
+    smooth = {m: y * (1 - (s := about["config"]["label_smoothing"])) + s / y.shape[1] for m, y in labels.items()}
+    softmax = torch.stack([F.cross_entropy(logits[m], smooth[m]) for m in logits]).mean()
+    sigmoid = torch.stack([F.binary_cross_entropy_with_logits(logits[m], smooth[m], reduction="none").sum(1).mean() for m in logits]).mean()
+    agree(softmax, record["out/loss_softmax"], "softmax loss")
+    agree(sigmoid, record["out/loss_sigmoid"], "sigmoid loss")
+    softmax.backward()
+    agree_gradients(model, under(record, "grad_softmax/"))
+    if under(record, "droplayer/"): stochastic_depth(record, given)
+    assert {key.split("/")[0] for key in record} <= {"params", "in", "out", "labels", "grad_softmax", "long", "droplayer"}
+
+def classifier(params: Record, given: dict, **overrides) -> AVClassifier:
+    return classifier_from_scenic(params, fusion_layer=given["fusion_layer"], **overrides)
+
+def stochastic_depth(record: Record, given: dict) -> None:
+    rates = record["droplayer/p_per_layer"]
+    model = classifier(under(record, "params/"), given, drop_path=float(rates[-1])).train()
+    agree(torch.tensor(drop_path_rates(float(rates[-1]), len(rates))), rates, "drop rates")
+    for m, blocks in model.blocks.items():
+        for layer, block in enumerate(blocks):
+            if layer == 0: continue
+            for branch, module in (("attn", block.drop_path1), ("mlp", block.drop_path2)):
+                keep = 1 - torch.from_numpy(record[f"droplayer/drop/{layer}/{THEIRS[m]}/{branch}"])
+                module.register_forward_hook(lambda _, args, out, keep=keep: args[0] * keep[:, None, None])
+    agree_by_modality(model(inputs(record)), by_modality(record, "droplayer/logits_train/"), "logits under stochastic depth")
+
+def mapping(path: Path) -> None:
+    record, about = load(path)
+    source, target = about["source_config"]["model"], about["target_config"]["model"]
+    mae = avmae_from_scenic(under(record, "source/"), encoder=ENCODER[source["encoder_strategy"]], decoder=DECODER[source["decoder_strategy"]])
+    model = classifier(under(record, "target_before/"), target)
+    origin = model.init_from(mae)
+    told = {key: there for name, source_name in origin.items()
+            for key, there in zip(scenic_keys(name, model), scenic_keys(source_name, mae) if source_name else ["UNCHANGED"] * 3)}
+    unused = {} if model.config.fuses else {"bottleneck": "UNCHANGED"}
+    assert told | unused == about["mapping"]
+    after = by_scenic_key(model, model.state_dict())
+    for key, theirs in under(record, "target_after/").items():
+        if key in after: agree(after[key], to_torch(key, theirs), key, 0.)
+    agree(model(inputs(record)), record["out/logits_eval"], "logits after restoring")
+
+
+# ---- tables and checkpoints
+
+def positions(path: Path) -> None:
+    record, _ = load(path)
+    for key, theirs in record.items():
+        kind, size = key.split("/")
+        assert kind == "sinusoidal_1d", f"{key} is a kind of position that nobody knows"
+        agree(sinusoidal_positions(*map(int, size.split("x"))), theirs, key)
+
+def checkpoint(path: Path) -> None:
+    contents, _ = load(path.parent / "checkpoint_contents.npz")
+    same_tree(read_checkpoint(path), under(contents, "params/"))
+
+def checkpoint_contents(path: Path) -> None:
+    beside = [p for p in records(path.parent) if p.name.startswith("checkpoint_") and p != path]
+    assert beside, "no checkpoint has these contents"
+    same_tree(read_checkpoint(beside[0]), under(load(path)[0], "params/"))
+
+def same_tree(ours: Record, theirs: Record) -> None:
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        assert ours[key].dtype == theirs[key].dtype
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+KINDS = dict(pretrain__=pretrain, pretrain_variant__=pretrain, pretrain_single__=pretrain, mbt__=mbt, mapping__=mapping,
+             tables__positions=positions, checkpoint_contents=checkpoint_contents, checkpoint_=checkpoint)
+
+def kind_of(path: Path):
+    return next((check for start, check in KINDS.items() if path.name.startswith(start)), None)
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=f"{folder.name if folder != OURS else 'ours'}-{p.name}") for folder in FOLDERS for p in records(folder)])
+def test_record(path):
+    check = kind_of(path)
+    assert check, f"{path.name} is a kind of record that nobody knows"
+    check(path)
+
+def test_own_records_are_there():
+    assert {kind_of(path) for path in records(OURS)} >= {pretrain, mbt, mapping, positions, checkpoint}
+    assert sum(path.stat().st_size for path in OURS.iterdir()) < 1e6
+
+def test_folder_of_records():
+    if not FOLDERS[0].is_dir(): pytest.skip(f"{FOLDERS[0]} is absent")
+    assert records(FOLDERS[0]), f"{FOLDERS[0]} holds no record"
