@@ -38,8 +38,19 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@rm $(VENV)/.installing && touch $@
 
+# --nolock: the Snakefile has a lock of its own, which a killed process cannot leave behind. A job is done again when an
+# input is newer or its parameters or its notebook's code changed (Snakefile), not when the text around them did.
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock --rerun-incomplete \
+    --rerun-triggers mtime params --scheduler greedy --quiet all
+
 reproduce: $(INSTALLED)
-	@$(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE)
+	@$(SNAKEMAKE)
+	@[ $(SCALE) != mini ] || $(MAKE) --no-print-directory README.md
+	@echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
+
+README.md: nbs/index.ipynb paper_figures/mini/runs.csv | $(INSTALLED)
+	@$(BIN)/python .ci/execute.py nbs/index.ipynb
+	@$(BIN)/python .ci/readme.py
 
 test: $(INSTALLED)
 	@echo "Notebooks: every cell of nbs/ is executed as a test ..."

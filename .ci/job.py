@@ -20,13 +20,12 @@ def progress(log: Path) -> str | None:
     return re.sub(r"\|[^|]*\|", "", bars[-1]).strip() if bars else None
 
 def stop(job: subprocess.Popen) -> None:
-    "Interrupt the job and what it started; kill it if it does not listen."
+    "Interrupt the job and what it started; end it by force if it does not listen."
     for number, patience in ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, None)):
-        try:
-            os.killpg(job.pid, number)
-            return job.wait(patience) and None
+        if job.poll() is not None: return
+        os.killpg(job.pid, number)
+        try: job.wait(patience)
         except subprocess.TimeoutExpired: continue
-        except ProcessLookupError: return None
 
 def watch(job: subprocess.Popen, label: str, log: Path) -> int:
     "Wait for the job while its parent lives; its exit status."

@@ -94,7 +94,7 @@ def media_files(root: Path) -> dict[str, str]:
                   for n in sorted(names) if n.lower().endswith(MEDIA_SUFFIXES) and not n.startswith(".")}
     return found
 
-# %% ../../nbs/data/01_manifest.ipynb #9cfe2bdf
+# %% ../../nbs/data/01_manifest.ipynb #009a0ef6
 @dataclass(frozen=True)
 class Manifest:
     """An immutable table of clips (`SCHEMA`) below a folder `root`. `classes` are the sorted label names of the whole corpus:
@@ -163,11 +163,12 @@ class Manifest:
         return replace(self, table=table.combine_chunks())
 
     def __len__(self) -> int: return self.table.num_rows
-    def __getitem__(self, index: int) -> Row: return Row(**{k: v[0] for k, v in self.table.slice(range(len(self))[index], 1).to_pydict().items()})
     def __iter__(self): return (self[i] for i in range(len(self)))
-    def __getattr__(self, name):
-        if name in SCHEMA.names: return self.table[name].to_pylist()   # manifest.id, manifest.status, ...
-        raise AttributeError(f"a manifest has no {name!r}")
+
+    def __getitem__(self, key: int | str):
+        "`manifest[3]` is a `Row`, `manifest['status']` the list of a column."
+        if isinstance(key, str): return self.table[key].to_pylist()
+        return Row(*(column[range(len(self))[key]].as_py() for column in self.table.columns))
 
     def take(self, rows: np.ndarray) -> "Manifest":
         "The clips at these row numbers or where this mask is true, in that order."
@@ -178,6 +179,11 @@ class Manifest:
         "Where the media file of a row lies."
         return self.root / self.table["path"][index].as_py()
 
+    def within(self, index: int) -> tuple[float, float | None]:
+        "The part of its file that a row is, s; None: up to an end that only opening the file can tell."
+        start, end, duration = (self.table[name][index].as_py() for name in ("start", "end", "duration"))
+        return start or 0., duration if end is None else end if duration is None else min(end, duration)
+
     @property
     def splits(self) -> tuple[str, ...]: return tuple(sorted(pc.unique(self.table["split"]).to_pylist()))
 
@@ -186,15 +192,20 @@ class Manifest:
         if name not in self.splits: raise ValueError(f"there is no split {name!r}, only {', '.join(map(repr, self.splits))}")
         return replace(self, table=self.table.filter(pc.equal(self.table["split"], name)).combine_chunks())
 
-    def readable(self) -> "Manifest":
-        "The clips that can be read, as far as is known."
-        return replace(self, table=self.table.filter(pc.is_in(self.table["status"], pa.array(FOUND))).combine_chunks())
+    def readable(self, without: Sequence[str] = ()) -> "Manifest":
+        "The clips that can be read as far as is known, but none whose status is in `without`."
+        wanted = pa.array([status for status in FOUND if status not in without])
+        return replace(self, table=self.table.filter(pc.is_in(self.table["status"], wanted)).combine_chunks())
+
+    def reasons(self) -> str:
+        "How many clips have which status, in one line."
+        return ", ".join(f"{count} {status}" for status, count in Counter(self["status"]).most_common())
 
     def subset(self, per_class: int, seed: int = 0, split: str = "train") -> "Manifest":
         """Keep `per_class` clips of each class in `split` and all of the other splits. Which ones follows from (seed, ids) alone, not from the
         order of rows or from what could be downloaded; a smaller subset lies within a larger one."""
         self.split(split)   # an unknown split is an error
-        ids, labels = self.id, self.labels
+        ids, labels = self["id"], self["labels"]
         mine = [i for i, name in enumerate(self.table["split"].to_pylist()) if name == split]
         mine.sort(key=lambda i: hashlib.blake2b(f"{seed}/{ids[i]}".encode(), digest_size=8).digest())
         chosen, have = set(), Counter()
@@ -224,7 +235,7 @@ class Manifest:
     def report(self, limit: int | None = 20) -> str:
         "What can be read and what cannot: coverage by split, then ids by reason (at most `limit` each)."
         lines = [f"{split}: {found} of {listed} clips can be read" for split in self.splits for found, listed in [self.coverage(split)]]
-        for status, count in sorted(Counter(self.status).items()):
+        for status, count in sorted(Counter(self["status"]).items()):
             if status in ("ok", "found"): continue
             lines += ["", f"{status}: {count} clips"]
             rows = self.table.filter(pc.equal(self.table["status"], status)).select(["id", "note"]).to_pylist()
@@ -236,10 +247,10 @@ class Manifest:
         """Open every file, decode its first frames, and note status, duration, frame rate and audio rate. What is shorter than `min_seconds` gets
         the status `too short`. `threads` files at a time (None: one per core); `checksum` reads them all through."""
         def look(path): return _look(path, checksum, min_seconds)
-        paths = sorted(set(self.path))   # an hour of video may hold a thousand clips
+        paths = sorted(set(self["path"]))   # an hour of video may hold a thousand clips
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             facts = dict(zip(paths, tqdm(pool.map(look, [self.root / p for p in paths]), total=len(paths), desc="checking", unit=" files")))
-        facts = [facts[path] for path in self.path]
+        facts = [facts[path] for path in self["path"]]
         return self.with_columns(**{name: [fact.get(name) for fact in facts] for name in ("status", "note", "duration", "fps", "audio_rate", "checksum")})
 
     def save(self, path: str | Path) -> None:

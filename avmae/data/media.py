@@ -252,7 +252,7 @@ def mono(frame) -> np.ndarray:
     elif np.issubdtype(data.dtype, np.integer): channels_cn = channels_cn / np.float32(-float(np.iinfo(data.dtype).min))
     return reduce(channels_cn.astype(np.float32), "c n -> n", "mean")
 
-# %% ../../nbs/data/00_media.ipynb #8e45442c
+# %% ../../nbs/data/00_media.ipynb #503b2dfe
 class Media:
     """An open media file with one time line: 0 s is the first picture (the first sound where there are no pictures),
     `duration` the last instant of either. Errors are `MediaError`. Use as a context manager."""
@@ -332,6 +332,22 @@ class Media:
         video_thwc = np.empty((len(times), *kept[0].shape), np.uint8)
         for place, pixels in zip(order, kept): video_thwc[place] = pixels
         return rearrange(torch.from_numpy(video_thwc), "t h w c -> t c h w")
+
+    def all_pictures(self, short_side: int | None = None, within: tuple[float, float] = (0., np.inf)) -> tuple[np.ndarray, torch.Tensor]:
+        "Every picture shown between two instants: when it appears (s, [t]) and u8 [t,c,h,w]. Any break in the video is an error."
+        shown, pixels, painter = [], [], Painter(short_side)
+        with open_container(self.path) as container:
+            stream = best_stream(container, "video")
+            stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", _threads()
+            for seconds, frame, error in decode_in_order(container, stream):
+                if error is not None or frame.is_corrupt:
+                    raise MediaError(self.path, "undecodable", f"the video cannot be decoded at {seconds:.2f} s of its time line")
+                seconds -= self.origin
+                if seconds >= within[1]: break
+                if shown and seconds <= within[0] + SLACK: shown, pixels = [], []   # only the last one before is on the screen
+                shown, pixels = shown + [seconds], pixels + [painter(frame)]
+        if not shown: raise MediaError(self.path, "undecodable", "the video stream has no frame that decodes")
+        return np.array(shown), rearrange(torch.from_numpy(np.stack(pixels)), "t h w c -> t c h w")
 
     def _pictures(self, times, short_side):
         try: pixels = self._wanted_only(times, Painter(short_side))

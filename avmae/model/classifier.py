@@ -14,7 +14,7 @@ from .avmae import AVMAE, Embedding, ModelConfig, select
 from .tokens import patchify
 from .transformer import Block, drop_path_rates, layer_norm
 
-# %% ../../nbs/model/07_classifier.ipynb #80774f7a
+# %% ../../nbs/model/07_classifier.ipynb #9f61043e
 @dataclass(frozen=True, kw_only=True)
 class AVClassifierConfig(ModelConfig):
     "A finetuning model (METHOD.md f). `num_classes` is a number, or one for each head: {'verb': 97, 'noun': 300}."
@@ -25,7 +25,8 @@ class AVClassifierConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.heads_of or min(self.heads_of.values()) < 1: raise ValueError(f"num_classes must be positive, not {self.num_classes}.")
+        if min(self.heads_of.values(), default=0) < 1:
+            raise ValueError(f"num_classes must be positive, not {self.num_classes}.")
         if not 0 <= self.fused_from <= self.stack_size.layers:
             raise ValueError(f"fusion_layer must be in 0..{self.stack_size.layers}, not {self.fusion_layer}.")
         if self.bottlenecks < 1: raise ValueError(f"bottlenecks must be at least 1, not {self.bottlenecks}.")
@@ -46,7 +47,7 @@ class AVClassifierConfig(ModelConfig):
         "Whether any layer exchanges bottlenecks."
         return len(self.modalities) > 1 and self.fused_from < self.stack_size.layers
 
-# %% ../../nbs/model/07_classifier.ipynb #04578edc
+# %% ../../nbs/model/07_classifier.ipynb #8e96e8ea
 Logits = Tensor | dict[str, Tensor]  # [b,C], or {head: [b,C]} if the config names heads
 
 class AVClassifier(nn.Module):
@@ -56,7 +57,8 @@ class AVClassifier(nn.Module):
         self.config, (width, heads, mlp, layers) = config, config.stack_size
         self.embed = Embedding(config)
         rates = drop_path_rates(config.drop_path, layers)
-        self.blocks = nn.ModuleDict({m: nn.ModuleList(Block(width, heads, mlp, p) for p in rates) for m in config.modalities})
+        self.blocks = nn.ModuleDict(
+            {m: nn.ModuleList(Block(width, heads, mlp, p) for p in rates) for m in config.modalities})
         if config.fuses: self.bottleneck = nn.Parameter(torch.randn(config.bottlenecks, width) * .02)
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, sum(config.heads_of.values()))
@@ -64,11 +66,12 @@ class AVClassifier(nn.Module):
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         "{m: [b,n,d]}: tokens after the last LayerNorm, bottlenecks left out."
-        tokens = {m: self.embed(m, patchify(x, self.config.patch[m])) for m, x in select(inputs, self.config.modalities).items()}
-        alone = self.config.fused_from if self.config.fuses else self.config.stack_size.layers
+        c = self.config
+        tokens = {m: self.embed(m, patchify(x, c.patch[m])) for m, x in select(inputs, c.modalities).items()}
+        alone = c.fused_from if c.fuses else c.stack_size.layers
         for m in tokens:
             for block in self.blocks[m][:alone]: tokens[m] = block(tokens[m])
-        if self.config.fuses: tokens = self.fuse(tokens, alone)
+        if c.fuses: tokens = self.fuse(tokens, alone)
         return {m: self.norm(x) for m, x in tokens.items()}
 
     def fuse(self, tokens: dict[str, Tensor], first: int) -> dict[str, Tensor]:
@@ -81,7 +84,7 @@ class AVClassifier(nn.Module):
         return tokens
 
     def forward(self, inputs: dict[str, Tensor]) -> Logits | dict[str, Logits]:
-        "Training: logits of every modality, {m: [b,C]}. Evaluation: their mean, [b,C]. Several heads: a dict by head in place of [b,C]."
+        "Training: each modality's logits, {m: [b,C]}; evaluation: their mean, [b,C]. Named heads: {head: [b,C]} for [b,C]."
         logits = {m: self.head(x.mean(1)) for m, x in self.encode(inputs).items()}
         if self.training: return {m: self.split(x) for m, x in logits.items()}
         return self.split(torch.stack(list(logits.values())).mean(0))
@@ -106,8 +109,8 @@ class AVClassifier(nn.Module):
         origin = {name: inherited(name, mae) for name in target}
         pairs = {name: there for name, there in origin.items() if there is not None}
         for name, there in pairs.items():
-            if source[there].shape != target[name].shape:
-                raise ValueError(f"{name!r} has shape {tuple(target[name].shape)}, the pretrained {there!r} {tuple(source[there].shape)}.")
+            ours, theirs = tuple(target[name].shape), tuple(source[there].shape)
+            if ours != theirs: raise ValueError(f"{name!r} has shape {ours}, the pretrained {there!r} has {theirs}.")
         for name, there in pairs.items(): target[name].copy_(source[there])
         return origin
 

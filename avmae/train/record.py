@@ -39,7 +39,7 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
     return [f"{key} is {show(there, key)} there and {show(here, key)} here"
             for key in sorted({*there, *here}) if there.get(key, ...) != here.get(key, ...)]
 
-# %% ../../nbs/train/05_record.ipynb #d7055238
+# %% ../../nbs/train/05_record.ipynb #8a9fcb05
 def read_json(path: str | Path) -> dict | None:
     "The content of a JSON file, None if there is none; ValueError if it is damaged."
     path = Path(path)
@@ -52,8 +52,6 @@ def claim(run_dir: str | Path, about: Mapping) -> dict | None:
     run_dir = Path(run_dir)
     known = read_json(run_dir/"config.json")
     if known is None:
-        if any(run_dir.glob("*.ipynb")) is False and any(run_dir.glob("*")):
-            raise ValueError(f"{run_dir} is not empty and holds no run; choose another folder for this one.")
         write_atomic(run_dir/"config.json", json.dumps(about, indent=1) + "\n")
         return None
     if changed := _conflicts(known, about):

@@ -1,0 +1,104 @@
+"""The experiments as jobs, each with its inputs and outputs. `make reproduce` calls snakemake --config scale=mini.
+
+A job is a papermill notebook of nbs/experiments or nbs/paper: what it prints is in runs/SCALE/logs, the executed notebook in the run's
+folder. A run is done when its run.json stands; one that was cut off is started again and goes on from its own checkpoint, which is why
+run folders are no outputs here: Snakemake deletes the outputs of a job that it starts again."""
+import csv, fcntl, hashlib, json, os, re, shlex, sys, time
+from pathlib import Path
+
+SCALES = {   # recipes of avmae.train.recipes, how many seeds are finetuned, and threads of pretraining (fixed, so that sums keep their order)
+    "smoke": dict(pretrain="smoke_vggsound_pretrain", finetune="smoke_vggsound_finetune", seeds=2, threads=1),
+    "mini": dict(pretrain="mini_vggsound_pretrain", finetune="mini_vggsound_finetune", seeds=3, threads=2),
+}
+STARTS, INPUTS = ("pretrained", "scratch"), {"audiovisual": ["video", "audio"], "audio": ["audio"], "video": ["video"]}
+
+scale = config.get("scale", "mini")
+if scale not in SCALES: sys.exit(f"There is no scale {scale!r}; the scales are {', '.join(SCALES)}.")
+plan = SCALES[scale]
+runs, figures, corpus = f"runs/{scale}", f"paper_figures/{scale}", f"corpora/{scale}/vggsound"
+finetuned = [f"{start}-{inputs}-seed{seed}" for start in STARTS for inputs in INPUTS for seed in range(plan["seeds"])]
+steps = ["corpus", "pretrain", *finetuned, "table_pretraining", "figure_reconstruction"]
+python = os.path.relpath(sys.executable)
+
+def job(step: str, *command: str, threads: int = 1) -> str:
+    "The command of a step, with its log and its name on the terminal."
+    label = f"[{steps.index(step) + 1}/{len(steps)}] {step}"
+    return f"OMP_NUM_THREADS={threads} exec {shlex.join([python, '.ci/job.py', '--log', f'{runs}/logs/{step}.log', label, python, '-m', *command])}"
+
+def papermill(step: str, notebook: str, threads: int = 1, **parameters) -> str:
+    "The command that executes a notebook for a step."
+    executed = Path(runs, step, Path(notebook).name)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    return job(step, "papermill", f"nbs/{notebook}", str(executed), "--kernel", "python3", "--no-progress-bar", "--log-output",
+               "--parameters_yaml", json.dumps(parameters), threads=threads)
+
+def code(notebook: str) -> str:
+    "A hash of a notebook's code: a job is done again when its code changes, not when its words do."
+    cells = json.loads(Path("nbs", notebook).read_text(encoding="utf-8"))["cells"]
+    return hashlib.sha256("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").encode()).hexdigest()[:16]
+
+def results(*names: str) -> list[str]:
+    "Committed files: `update` keeps the old ones until, and unless, the job succeeds."
+    return [update(f"{figures}/{name}") for name in names]
+
+rule all:   # the runs by name, because in a fresh clone the committed tables stand there without them
+    input: expand(f"{runs}/{{run}}/run.json", run=["pretrain", *finetuned]), f"{figures}/runs.csv", f"{figures}/figure_reconstruction.png"
+
+rule corpus:
+    output: f"{corpus}/vggsound.csv"
+    params: command=job("corpus", "avmae.cli", "mini", corpus, "--corpus", "vggsound")
+    shell: "{params.command}"
+
+rule pretrain:
+    input: rules.corpus.output
+    output: f"{runs}/pretrain/run.json"
+    threads: plan["threads"]
+    priority: 1
+    params:
+        command=papermill("pretrain", "experiments/pretrain.ipynb", plan["threads"], recipe=plan["pretrain"], run=f"{runs}/pretrain"),
+        code=code("experiments/pretrain.ipynb")
+    shell: "{params.command}"
+
+rule finetune:
+    input: lambda w: rules.pretrain.output if w.start == "pretrained" else rules.corpus.output
+    output: f"{runs}/{{start}}-{{inputs}}-seed{{seed}}/run.json"
+    wildcard_constraints: start="|".join(STARTS), inputs="|".join(INPUTS), seed=r"\d+"
+    params:
+        command=lambda w: papermill(f"{w.start}-{w.inputs}-seed{w.seed}", "experiments/finetune.ipynb", recipe=plan["finetune"],
+                                    run=f"{runs}/{w.start}-{w.inputs}-seed{w.seed}", init_from=f"{runs}/pretrain" if w.start == "pretrained" else "",
+                                    overrides={"seed": int(w.seed), "model.modalities": INPUTS[w.inputs]}),
+        code=code("experiments/finetune.ipynb")
+    shell: "{params.command}"
+
+rule table_pretraining:
+    input: rules.pretrain.output, expand(f"{runs}/{{run}}/run.json", run=finetuned)
+    output: *results("runs.csv", *(f"table_{name}.{suffix}" for name in ("pretraining", "fusion") for suffix in ("csv", "md", "tex")))
+    params:
+        command=papermill("table_pretraining", "paper/table_pretraining.ipynb", runs=[f"{runs}/{run}" for run in ["pretrain", *finetuned]], out=figures),
+        code=code("paper/table_pretraining.ipynb")
+    shell: "{params.command}"
+
+rule figure_reconstruction:
+    input: rules.pretrain.output
+    output: *results("figure_reconstruction.png", "figure_reconstruction.svg")
+    params:
+        command=papermill("figure_reconstruction", "paper/figure_reconstruction.ipynb", run=f"{runs}/pretrain", out=figures),
+        code=code("paper/figure_reconstruction.ipynb")
+    shell: "{params.command}"
+
+onstart:
+    # Held by every job too: after a kill, what was left working must end before the same runs are touched again.
+    global lock
+    lock = open(f"{runs}/.lock", "a+")
+    os.set_inheritable(lock.fileno(), True)
+    try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{runs} is in use by another call, or by what is left of one; waiting until that has ended.", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+    # What the runs that are still to be done took where the committed records were made.
+    records = Path(figures, "runs.csv")
+    if records.is_file():
+        left = [row for row in csv.DictReader(records.open(encoding="utf-8")) if not Path(runs, row["run"], "run.json").exists()]
+        seconds = sum(float(row["seconds"]) * (plan["threads"] if row["kind"] == "pretrain" else 1) for row in left) / max(1, workflow.cores or 1)
+        print(f"{len(left)} runs to do; about {seconds / 60:.0f} minutes, if this machine is as fast as the one of the committed records.", flush=True)
