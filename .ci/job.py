@@ -53,10 +53,11 @@ def main() -> int:
     try: status = watch(job, given.label, given.log)
     except KeyboardInterrupt: status = 130
     finally: stop(job)
-    if status not in (0, 130):
+    if status == 130: say(f"{given.label}: interrupted; the same command goes on from here", sys.stderr)
+    elif status:
         lines = given.log.read_text(errors="replace").splitlines()
         say(f"{given.label}: failed. The end of {given.log}:\n" + "\n".join(f"    {line}" for line in lines[-12:]), sys.stderr)
-    if status == 0: say(f"{given.label}: done in {time.monotonic() - begin:.0f} s")
+    else: say(f"{given.label}: done in {time.monotonic() - begin:.0f} s")
     return status
 
 if __name__ == "__main__": sys.exit(main())

@@ -491,7 +491,7 @@ def read_clip(path: str | Path, **window) -> Clip:
     "A window of pictures and sound that start at the same instant. `window`: see `Media.clip`."
     with Media(path) as media: return media.clip(**window)
 
-# %% ../../nbs/data/00_media.ipynb #712798a2
+# %% ../../nbs/data/00_media.ipynb #2bd2f7dd
 def write_clip(path: str | Path, video: torch.Tensor | None, waveform: torch.Tensor | None, fps: float = 25.,
                rate: int = 16000, *, crf: int = 18, gop: int = 32) -> None:
     """An mp4 (H.264 + AAC) of `video` u8 [t,c,h,w] (even height and width) and/or mono `waveform` f32 [s] in [-1,1].
@@ -514,7 +514,8 @@ def _video_encoder(container, video_tchw, fps, crf, gop):
     _, c, height, width = video_tchw.shape
     if c != 3 or height % 2 or width % 2: raise ValueError(f"video must be [t,3,h,w] with even h and w, not {list(video_tchw.shape)}")
     stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={
-        "crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1"})
+        "crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1",
+        "x264-params": "mbtree=0"})   # with it the bytes differ from run to run
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     yield
     for pixels in rearrange(video_tchw, "t c h w -> t h w c").contiguous().numpy():

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../../nbs/model/02_masking.ipynb #2320a2dc
+# %% ../../nbs/model/02_masking.ipynb #b63a73ff
 class Mask(NamedTuple):
-    "Which of n tokens are kept and which are hidden, per example: int64 ids, `keep` in the order that the encoder sees."
+    "Which of n tokens are kept and which hidden, per example: int64 ids, `keep` in the order that the encoder sees."
     keep: Tensor  # [b,k]
     drop: Tensor  # [b,n-k]
 
@@ -45,7 +45,7 @@ def random_mask(b: int, n: int, ratio: float, generator: torch.Generator | None 
     order = random_order(b, n, generator, device) if hidden else torch.arange(n, device=device).expand(b, n)
     return Mask(keep=order[:, hidden:], drop=order[:, :hidden])
 
-# %% ../../nbs/model/02_masking.ipynb #b822cc1e
+# %% ../../nbs/model/02_masking.ipynb #cd56a044
 def _rows(ids: Tensor) -> Tensor: return torch.arange(ids.shape[0], device=ids.device)[:, None]
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:
@@ -53,5 +53,5 @@ def take(tokens: Tensor, ids: Tensor) -> Tensor:
     return tokens[_rows(ids), ids]
 
 def scatter(base: Tensor, ids: Tensor, tokens: Tensor) -> Tensor:
-    "A copy of `base` [b,n,d] with `tokens` [b,k,d] at ids [b,k]."
-    return base.clone().index_put_((_rows(ids), ids), tokens)
+    "A copy of `base` [b,n,d] with `tokens` [b,k,d] at ids [b,k]; the result has the type of `base`."
+    return base.clone().index_put_((_rows(ids), ids), tokens.to(base.dtype))
