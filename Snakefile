@@ -7,7 +7,7 @@ import csv, fcntl, hashlib, json, os, re, shlex, sys, time
 from pathlib import Path
 
 SCALES = {   # recipes of avmae.train.recipes, how many seeds are finetuned, and threads of pretraining (fixed, so that sums keep their order)
-    "smoke": dict(pretrain="smoke_vggsound_pretrain", finetune="smoke_vggsound_finetune", seeds=2, threads=1),
+    "smoke": dict(pretrain="smoke_pretrain", finetune="smoke_finetune", seeds=2, threads=1),
     "mini": dict(pretrain="mini_vggsound_pretrain", finetune="mini_vggsound_finetune", seeds=3, threads=2),
 }
 STARTS, INPUTS = ("pretrained", "scratch"), {"audiovisual": ["video", "audio"], "audio": ["audio"], "video": ["video"]}
