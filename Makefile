@@ -40,7 +40,7 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 
 # --nolock: the Snakefile has a lock of its own, which a killed process cannot leave behind. A job is done again when an
 # input is newer or its parameters or its notebook's code changed (Snakefile), not when the text around them did.
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock --rerun-incomplete \
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock --rerun-incomplete --keep-incomplete \
     --rerun-triggers mtime params --scheduler greedy --quiet all
 
 reproduce: $(INSTALLED)

@@ -1,14 +1,14 @@
 """The experiments as jobs, each with its inputs and outputs. `make reproduce` calls snakemake --config scale=mini.
 
 A job is a papermill notebook of nbs/experiments or nbs/paper: what it prints is in runs/SCALE/logs, the executed notebook in the run's
-folder. A run is done when its run.json stands; one that was cut off is started again and goes on from its own checkpoint, which is why
-run folders are no outputs here: Snakemake deletes the outputs of a job that it starts again."""
+folder. A run is done when its run.json stands; one that was cut off is started again and goes on from its own checkpoint. All outputs are
+marked `update` (and --keep-incomplete is given), because Snakemake else deletes what stands there before it starts a job again."""
 import csv, fcntl, hashlib, json, os, re, shlex, sys, time
 from pathlib import Path
 
-SCALES = {   # recipes of avmae.train.recipes, how many seeds are finetuned, and threads of pretraining (fixed, so that sums keep their order)
-    "smoke": dict(pretrain="smoke_pretrain", finetune="smoke_finetune", seeds=2, threads=1),
-    "mini": dict(pretrain="mini_vggsound_pretrain", finetune="mini_vggsound_finetune", seeds=3, threads=2),
+SCALES = {   # train and test clips, recipes of avmae.train.recipes, seeds of finetuning, threads of pretraining (fixed: sums keep their order)
+    "smoke": dict(clips=(16, 12), pretrain="smoke_pretrain", finetune="smoke_finetune", seeds=2, threads=1),
+    "mini": dict(clips=(1440, 480), pretrain="mini_vggsound_pretrain", finetune="mini_vggsound_finetune", seeds=3, threads=2),
 }
 STARTS, INPUTS = ("pretrained", "scratch"), {"audiovisual": ["video", "audio"], "audio": ["audio"], "video": ["video"]}
 
@@ -38,20 +38,21 @@ def code(notebook: str) -> str:
     return hashlib.sha256("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").encode()).hexdigest()[:16]
 
 def results(*names: str) -> list[str]:
-    "Committed files: `update` keeps the old ones until, and unless, the job succeeds."
+    "Committed files."
     return [update(f"{figures}/{name}") for name in names]
 
 rule all:   # the runs by name, because in a fresh clone the committed tables stand there without them
     input: expand(f"{runs}/{{run}}/run.json", run=["pretrain", *finetuned]), f"{figures}/runs.csv", f"{figures}/figure_reconstruction.png"
 
 rule corpus:
-    output: f"{corpus}/vggsound.csv"
-    params: command=job("corpus", "avmae.cli", "mini", corpus, "--corpus", "vggsound")
+    output: update(f"{corpus}/vggsound.csv")
+    threads: workflow.cores
+    params: command=job("corpus", "avmae.cli", "mini", corpus, "--corpus", "vggsound", "--train", str(plan["clips"][0]), "--test", str(plan["clips"][1]))
     shell: "{params.command}"
 
 rule pretrain:
     input: rules.corpus.output
-    output: f"{runs}/pretrain/run.json"
+    output: update(f"{runs}/pretrain/run.json"), weights=update(f"{runs}/pretrain/model.safetensors")
     threads: plan["threads"]
     priority: 1
     params:
@@ -60,8 +61,8 @@ rule pretrain:
     shell: "{params.command}"
 
 rule finetune:
-    input: lambda w: rules.pretrain.output if w.start == "pretrained" else rules.corpus.output
-    output: f"{runs}/{{start}}-{{inputs}}-seed{{seed}}/run.json"
+    input: lambda w: rules.pretrain.output.weights if w.start == "pretrained" else rules.corpus.output
+    output: update(f"{runs}/{{start}}-{{inputs}}-seed{{seed}}/run.json")
     wildcard_constraints: start="|".join(STARTS), inputs="|".join(INPUTS), seed=r"\d+"
     params:
         command=lambda w: papermill(f"{w.start}-{w.inputs}-seed{w.seed}", "experiments/finetune.ipynb", recipe=plan["finetune"],

@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'MAX_ENTRIES', 'RENAMES', 'PUBLISHED_FUSION', 'ScenicError', 'read_checkpoint', 'scenic_keys', 'to_torch',
            'avmae_from_scenic', 'classifier_from_scenic']
 
-# %% ../nbs/scenic.ipynb #1de37163
+# %% ../nbs/scenic.ipynb #db578671
 import math, re
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from .model.avmae import AVMAE, MODALITIES, AVMAEConfig
 from .model.classifier import AVClassifier, AVClassifierConfig
-from .model.transformer import SIZES
+from .model.transformer import SIZES, Size
 
-# %% ../nbs/scenic.ipynb #f4c7644a
+# %% ../nbs/scenic.ipynb #da1620a4
 class ScenicError(ValueError):
-    "A checkpoint of the release that cannot be read or does not fit; the message names the file or parameter and the reason."
+    "A checkpoint of the release cannot be read or does not fit; the message names file or parameter and reason."
 
-# %% ../nbs/scenic.ipynb #52356036
+# %% ../nbs/scenic.ipynb #977fb442
 DTYPES = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
 
 def _array(code: int, payload: bytes) -> np.ndarray:
@@ -31,7 +31,7 @@ def _array(code: int, payload: bytes) -> np.ndarray:
     shape, name, raw = msgpack.unpackb(payload, raw=False, max_array_len=32, max_map_len=0, max_ext_len=0)
     if name not in (*DTYPES, "bfloat16"): raise ValueError(f"an array has the unknown type {name!r}")
     flat = np.frombuffer(raw, "<u2" if name == "bfloat16" else np.dtype(name).newbyteorder("<"))
-    if name == "bfloat16": flat = (flat.astype("<u4") << 16).view("<f4")   # numpy has no bfloat16; float32 holds it exactly
+    if name == "bfloat16": flat = (flat.astype("<u4") << 16).view("<f4")   # numpy has none; float32 holds it exactly
     if any(type(d) is not int or d < 0 for d in shape) or math.prod(shape) != flat.size:
         raise ValueError(f"an array of shape {shape} holds {flat.size} values")
     return flat.reshape(shape)
@@ -81,11 +81,11 @@ def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
         elif isinstance(value, np.ndarray): yield f"{prefix}{key}", value
         else: raise ValueError(f"{prefix}{key} is not an array")
 
-# %% ../nbs/scenic.ipynb #aceeea44
+# %% ../nbs/scenic.ipynb #a20ba771
 def read_checkpoint(path: str | PathLike) -> dict[str, np.ndarray]:
     """Parameters of a Flax checkpoint file in Flax layout, {"embedding_rgb/kernel": array, ...} (METHOD.md i).
-    Knows both train states and arrays in pieces, skips optimiser state, executes nothing. ScenicError for a file that is
-    truncated, foreign or lies about its sizes; FileNotFoundError if there is none."""
+    Knows both train states and arrays in pieces, skips optimiser state, executes nothing. ScenicError for a file
+    that is truncated, foreign or lies about its sizes; FileNotFoundError if there is none."""
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist; give the path of a downloaded checkpoint.")
     if path.is_dir(): raise ScenicError(f"{path} is a folder; give the checkpoint file inside it.")
@@ -97,10 +97,15 @@ def read_checkpoint(path: str | PathLike) -> dict[str, np.ndarray]:
         try:
             params = dict(_leaves(_parameters(stream)))
             if stream.tell() != size: raise ValueError("something follows its end")
-        except (msgpack.OutOfData, msgpack.BufferFull): raise ScenicError(f"{path} is truncated; download it again.") from None
+        except (msgpack.OutOfData, msgpack.BufferFull):
+            raise ScenicError(f"{path} is truncated; download it again.") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.UnpackException) as why:
-            raise ScenicError(f"{path} is not a checkpoint of the release: {why or type(why).__name__}.") from None
+            raise ScenicError(f"{path} is not a checkpoint of the release: {_reason(why)}.") from None
     return params
+
+def _reason(why: Exception) -> str:
+    said = isinstance(why, ValueError) and str(why)   # the others are Python's words for what the bytes led to
+    return said or f"its bytes make no sense ({type(why).__name__})"
 
 # %% ../nbs/scenic.ipynb #c53d27e7
 RENAMES = (                                                               # ours -> theirs, applied in this order
@@ -154,14 +159,14 @@ def to_torch(key: str, array: np.ndarray) -> Tensor:
 
 def _is_spectrogram_kernel(key: str) -> bool: return key.startswith("embedding_spec") and key.endswith("kernel")
 
-# %% ../nbs/scenic.ipynb #15783dfd
+# %% ../nbs/scenic.ipynb #1d4eda7e
 def _plan(model: nn.Module, params: dict[str, np.ndarray], ignore: Iterable[str]) -> dict[str, list[str]]:
     plan = {name: scenic_keys(name, model) for name, _ in model.named_parameters()}
     used = {key for keys in plan.values() for key in keys}
     if missing := sorted(used - set(params)):
         raise ScenicError(f"the checkpoint lacks {missing[0]!r}, and {len(missing) - 1} more that this model needs.")
     if unused := sorted(set(params) - used - set(ignore)):
-        raise ScenicError(f"this model has no place for {', '.join(map(repr, unused[:5]))} ({len(unused)} parameters in all).")
+        raise ScenicError(f"this model has no place for {', '.join(map(repr, unused[:5]))} ({len(unused)} in all).")
     for name, parameter in model.named_parameters():
         if sum(_size(key, params[key]) for key in plan[name]) != parameter.numel():
             raise ScenicError(_mismatch(plan[name][0], params, name, parameter))
@@ -184,7 +189,7 @@ def _fill(build: Callable[[], nn.Module], params: dict[str, np.ndarray], ignore:
             parameter.copy_(value)
     return model.eval()
 
-# %% ../nbs/scenic.ipynb #a68371bc
+# %% ../nbs/scenic.ipynb #6cced357
 def _shape(params: dict[str, np.ndarray], key: str, axes: int) -> tuple[int, ...]:
     if key not in params: raise ScenicError(f"the checkpoint lacks {key!r}.")
     if params[key].ndim != axes or not params[key].size:
@@ -197,11 +202,12 @@ def _depth(params: dict[str, np.ndarray], stack: str) -> int:
 def _numbers(params: dict[str, np.ndarray], stack: str, prefix: str = "") -> dict[str, int]:
     block = f"{stack}/encoderblock_0"
     width, heads, _ = _shape(params, f"{block}/MultiHeadDotProductAttention_0/query/kernel", 3)
-    for key in params:
-        if key.endswith("/query/kernel") and key.startswith("Decoder") == stack.startswith("Decoder"):
-            if _shape(params, key, 3)[1] != heads: raise ScenicError(f"{key!r} has other heads than {block!r}, which has {heads}.")
     mlp = _shape(params, f"{block}/MlpBlock_0/Dense_0/kernel", 2)[1]
-    return {f"{prefix}width": width, f"{prefix}heads": heads, f"{prefix}mlp": mlp, f"{prefix}layers": _depth(params, stack)}
+    for key in params:
+        if not key.endswith("/query/kernel") or key.startswith("Decoder") != stack.startswith("Decoder"): continue
+        if _shape(params, key, 3)[1] != heads:
+            raise ScenicError(f"{key!r} has other heads than {block!r}, which has {heads}.")
+    return {f"{prefix}{key}": n for key, n in zip(Size._fields, (width, heads, mlp, _depth(params, stack)))}
 
 def _inputs(params: dict[str, np.ndarray], names: tuple[str, str]) -> dict:
     # modalities, patches and channels, given what the embeddings of video and audio are called
@@ -209,23 +215,24 @@ def _inputs(params: dict[str, np.ndarray], names: tuple[str, str]) -> dict:
                for m, name in zip(MODALITIES, names) if f"{name}/kernel" in params}
     channels = {m: shape[3] if m == "video" else 1 for m, shape in kernels.items()}
     tokens = any(key.startswith("Encoder_modality_token_") for key in params)
-    return dict(modalities=tuple(kernels), patch={m: shape[:-2] for m, shape in kernels.items()}, channels=channels, modality_tokens=tokens)
+    return dict(modalities=tuple(kernels), patch={m: shape[:-2] for m, shape in kernels.items()},
+                channels=channels, modality_tokens=tokens)
 
 def _preset(numbers: dict[str, int]) -> str:
     return next((name for name, size in SIZES.items() if size == tuple(numbers[key] for key in size._fields)), "base")
 
-# %% ../nbs/scenic.ipynb #95b961c2
+# %% ../nbs/scenic.ipynb #37b871bb
 def avmae_from_scenic(params: dict[str, np.ndarray], **overrides) -> AVMAE:
-    """The pretraining model of a parameter tree, in eval mode; `overrides` are fields of `AVMAEConfig`. Sizes, heads, patches
-    and strategy follow from names and shapes, but two modalities in one stack need `encoder=` (early_fusion or shared), and
-    one decoder stack is taken as shared unless `decoder="joint"`. ScenicError where tree and model do not fit."""
+    """The pretraining model of a parameter tree, in eval mode; `overrides` are fields of `AVMAEConfig`. Sizes, heads,
+    patches and strategy follow from names and shapes, but two modalities in one stack need `encoder=` (early_fusion or
+    shared), and one decoder stack is taken as shared unless `decoder="joint"`. ScenicError where the two do not fit."""
     inputs = _inputs(params, ("embedding_rgb", "embedding_spectrogram"))
     if not inputs["modalities"] or not any(key.startswith("decoder_projection_") for key in params):
-        raise ScenicError("this is not a pretraining tree: it lacks embedding_<modality> or decoder_projection_<modality>.")
+        raise ScenicError("this is not a pretraining tree: it lacks embedding_<modality>, or a decoder.")
     first = "rgb" if "video" in inputs["modalities"] else "spectrogram"
     encoder = _encoder(params, first)
     if encoder["encoder"] == "shared" and len(inputs["modalities"]) > 1 and "encoder" not in overrides:
-        raise ScenicError("the names fit early fusion and a shared encoder alike; pass encoder='early_fusion' or encoder='shared'.")
+        raise ScenicError("one stack may be early fusion or shared; pass encoder='early_fusion' or encoder='shared'.")
     config = AVMAEConfig.from_dict({**inputs, **encoder, **_decoder(params, first), **overrides})
     return _fill(lambda: AVMAE(config), params)
 
@@ -242,18 +249,18 @@ def _decoder(params: dict[str, np.ndarray], first: str) -> dict:
     numbers = _numbers(params, f"Decoder_{first}" if separate else "Decoder", "decoder_")
     return {**numbers, "decoder": "separate" if separate else "shared"}
 
-# %% ../nbs/scenic.ipynb #85abd9ca
+# %% ../nbs/scenic.ipynb #8bf49a8b
 PUBLISHED_FUSION = {309: 16, 527: 18}  # classes -> fusion_layer of the released ViT-L recipes: VGGSound, AudioSet
 
 def classifier_from_scenic(params: dict[str, np.ndarray], **overrides) -> AVClassifier:
-    """The finetuned model of a parameter tree, in eval mode; `overrides` are fields of `AVClassifierConfig`. As
-    `avmae_from_scenic`, with both spellings of the spectrogram embedding; two modalities need `fusion_layer=` unless the tree
-    is a published ViT-L. A `bottleneck` that is never used (one modality, or no fused layer) is ignored, nothing else is."""
+    """The finetuned model of a parameter tree, in eval mode; `overrides` are fields of `AVClassifierConfig`. Both
+    spellings of the spectrogram embedding are known; two modalities need `fusion_layer=` unless the tree is a published
+    ViT-L. A `bottleneck` that is never used (one modality, or no fused layer) is ignored, and nothing else."""
     params = {re.sub("^embedding_spectrogram/", "embedding_spec/", key): value for key, value in params.items()}
     inputs = _inputs(params, ("embedding", "embedding_spec"))
     head = "ProjectionHeadAndClassifier_0/output_projection/kernel"
     if not inputs["modalities"] or head not in params:
-        raise ScenicError("this is not a finetuned tree: it lacks 'embedding' and 'embedding_spec', or the classifier's head.")
+        raise ScenicError("this is not a finetuned tree: it lacks 'embedding' and 'embedding_spec', or the head.")
     numbers, classes = _numbers(params, "Transformer"), _shape(params, head, 2)[1]
     config = {**inputs, **numbers, "size": _preset(numbers), "num_classes": classes}
     if "bottleneck" in params: config["bottlenecks"] = _shape(params, "bottleneck", 3)[1]

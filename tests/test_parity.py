@@ -1,7 +1,8 @@
 """Agreement with recorded numbers of the official implementation: one test for every record found.
 
-`$AVMAE_PARITY_DIR` (default: a `shared/parity` folder beside the project) and the project's own `tests/parity` are both searched;
-only a folder that is absent is passed over. A record is known by the start of its name; a name nobody knows is a failure."""
+`$AVMAE_PARITY_DIR` (default: a `shared/parity` folder beside the project) and the project's own `tests/parity` are both
+searched; only a folder that is absent is passed over. A record is known by the start of its name; a name nobody knows
+is a failure."""
 import json, os
 from pathlib import Path
 import numpy as np
@@ -21,7 +22,8 @@ from avmae.train.step import mix, sigmoid_loss, smooth_labels, softmax_loss
 
 OURS = Path(__file__).parent / "parity"
 FOLDERS = [Path(os.environ.get("AVMAE_PARITY_DIR", Path(__file__).parents[1] / "../shared/parity")), OURS]
-ENCODER = dict(concat_and_encode="early_fusion", same_encoder="shared", separate_encoders="separate", separate_encoders_and_concat="mid_fusion")
+ENCODER = dict(concat_and_encode="early_fusion", same_encoder="shared", separate_encoders="separate",
+               separate_encoders_and_concat="mid_fusion")
 DECODER = dict(same_decoder="shared", separate_decoders="separate", concat_and_decode="joint")
 MODES = dict(joint={}, inpaint=dict(objective="inpainting"),
              inpaint_shuffle=dict(objective="inpainting", shuffle_inpainted="as_released"))
@@ -68,7 +70,7 @@ def agree_gradients(model: torch.nn.Module, recorded: Record) -> None:
     ours = by_scenic_key(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     for key, theirs in recorded.items():
         theirs = to_torch(key, theirs)
-        error = (ours.get(key, torch.zeros_like(theirs)) - theirs).abs().max().item()   # a parameter we left out has no gradient
+        error = (ours.get(key, torch.zeros_like(theirs)) - theirs).abs().max().item()   # what we leave out has none
         assert error <= 1e-4 * max(floor, theirs.abs().max().item()), f"gradient of {key} is off by {error:.2e}"
 
 
@@ -78,7 +80,8 @@ def pretrain(path: Path) -> None:
     record, about = load(path)
     given, loss = about["config"]["model"], about["config"]["masked_feature_loss"]
     strategy = dict(encoder=ENCODER[given["encoder_strategy"]], decoder=DECODER[given["decoder_strategy"]])
-    objective = dict(loss_per_value=loss["normalise_by_output_dimension"], standardise_targets=loss["standardise_per_patch"],
+    objective = dict(loss_per_value=loss["normalise_by_output_dimension"],
+                     standardise_targets=loss["standardise_per_patch"],
                      loss_weight={m: loss["modality_weight"].get(name) for m, name in THEIRS.items()},
                      mask_ratio={m: loss["token_mask_probability_dict"].get(name) for m, name in THEIRS.items()})
     for mode in about["modes"]:
@@ -104,8 +107,8 @@ def same_patches(config, given: dict) -> None:
     if h: assert all(config.patch[m] == {"video": (t, h, w), "audio": (h, w)}[m] for m in config.modalities)
 
 def step(model, record: Record, mode: str) -> None:
-    masks = {m: Mask(keep=torch.from_numpy(record[f"mask/{name}/unmasked"]).long(), drop=torch.from_numpy(record[f"mask/{name}/masked"]).long())
-             for m, name in THEIRS.items() if m in model.config.modalities}
+    ids = {m: under(record, f"mask/{THEIRS[m]}/") for m in model.config.modalities}
+    masks = {m: Mask(*(torch.from_numpy(x[key]).long() for key in ("unmasked", "masked"))) for m, x in ids.items()}
     orders = {m: x.long() for m, x in by_modality(record, f"{mode}/ids/").items()}
     out = model(inputs(record), masks=masks, orders=orders)
     agree_by_modality(out.targets, by_modality(record, "target/"), f"{mode} target")
@@ -128,18 +131,20 @@ def mbt(path: Path) -> None:
     assert model.config.num_classes == about["num_classes"] and model.config.stack_size.layers == given["num_layers"]
     same_patches(model.config, given)
     agree(model(inputs(record)), record["out/logits_eval"], "evaluation logits")
-    if under(record, "long/"): agree(model(inputs(record, "long/in/")), record["long/logits_eval"], "evaluation logits of a longer input")
+    if under(record, "long/"): agree(model(inputs(record, "long/in/")), record["long/logits_eval"], "longer input")
     agree_by_modality(model.encode(inputs(record)), by_modality(record, "out/tokens/"), "tokens")
     logits, labels = model.train()(inputs(record)), by_modality(record, "labels/")
     agree_by_modality(logits, by_modality(record, "out/logits_train/"), "training logits")
     smooth = {m: smooth_labels(y, about["config"]["label_smoothing"]) for m, y in labels.items()}
-    softmax, sigmoid = (torch.stack([loss(logits[m], smooth[m]).mean() for m in logits]).mean() for loss in (softmax_loss, sigmoid_loss))
+    softmax, sigmoid = (torch.stack([loss(logits[m], smooth[m]).mean() for m in logits]).mean()
+                        for loss in (softmax_loss, sigmoid_loss))
     agree(softmax, record["out/loss_softmax"], "softmax loss")
     agree(sigmoid, record["out/loss_sigmoid"], "sigmoid loss")
     softmax.backward()
     agree_gradients(model, under(record, "grad_softmax/"))
     if under(record, "droplayer/"): stochastic_depth(record, given)
-    assert {key.split("/")[0] for key in record} <= {"params", "in", "out", "labels", "grad_softmax", "long", "droplayer"}
+    known = {"params", "in", "out", "labels", "grad_softmax", "long", "droplayer"}
+    assert {key.split("/")[0] for key in record} <= known
 
 def classifier(params: Record, given: dict, **overrides) -> AVClassifier:
     return classifier_from_scenic(params, fusion_layer=given["fusion_layer"], **overrides)
@@ -154,16 +159,17 @@ def stochastic_depth(record: Record, given: dict) -> None:
             for branch, module in (("attn", block.drop_path1), ("mlp", block.drop_path2)):
                 keep = 1 - torch.from_numpy(record[f"droplayer/drop/{layer}/{THEIRS[m]}/{branch}"])
                 module.register_forward_hook(lambda _, args, out, keep=keep: args[0] * keep[:, None, None])
-    agree_by_modality(model(inputs(record)), by_modality(record, "droplayer/logits_train/"), "logits under stochastic depth")
+    agree_by_modality(model(inputs(record)), by_modality(record, "droplayer/logits_train/"), "stochastic depth")
 
 def mapping(path: Path) -> None:
     record, about = load(path)
     source, target = about["source_config"]["model"], about["target_config"]["model"]
-    mae = avmae_from_scenic(under(record, "source/"), encoder=ENCODER[source["encoder_strategy"]], decoder=DECODER[source["decoder_strategy"]])
+    mae = avmae_from_scenic(under(record, "source/"), encoder=ENCODER[source["encoder_strategy"]],
+                            decoder=DECODER[source["decoder_strategy"]])
     model = classifier(under(record, "target_before/"), target)
     origin = model.init_from(mae)
-    told = {key: there for name, source_name in origin.items()
-            for key, there in zip(scenic_keys(name, model), scenic_keys(source_name, mae) if source_name else ["UNCHANGED"] * 3)}
+    theirs = {name: scenic_keys(there, mae) if there else ["UNCHANGED"] * 3 for name, there in origin.items()}
+    told = {key: there for name in origin for key, there in zip(scenic_keys(name, model), theirs[name])}
     unused = {} if model.config.fuses else {"bottleneck": "UNCHANGED"}
     assert told | unused == about["mapping"]
     after = by_scenic_key(model, model.state_dict())
@@ -184,8 +190,8 @@ def positions(path: Path) -> None:
 def lr(path: Path) -> None:
     record, about = load(path)
     for name, s in about["schedules"].items():
-        ours = [learning_rate(int(step), peak=s["base"], warmup=s["warmup_steps"], total=s["total_steps"], final=s["alpha"])
-                for step in record[f"{name}/steps"]]
+        shape = dict(peak=s["base"], warmup=s["warmup_steps"], total=s["total_steps"], final=s["alpha"])
+        ours = [learning_rate(int(step), **shape) for step in record[f"{name}/steps"]]
         agree(torch.tensor(ours) / s["base"], record[f"{name}/lr"] / np.float32(s["base"]), name)
     assert {key.split("/")[0] for key in record} == set(about["schedules"])
 
@@ -193,21 +199,20 @@ def scheduled(about: dict, step: int) -> float:
     s = about["lr"]
     return learning_rate(step, peak=s["base"], warmup=s["warmup"], total=s["total"], final=s["alpha"])
 
-def same_steps(before: Record, after: list[Record], gradients: list[Record], step, config: OptimConfig, scales: dict | None = None) -> None:
+def same_steps(record: Record, prefix: str, step, config: OptimConfig, scales: dict | None = None) -> None:
     # what has been added since the start agrees to 1e-4 of itself, beside the rounding of the parameter it is added to
+    before = under(record, f"{prefix}params_before/")
     ours = {key: torch.from_numpy(x.copy()).requires_grad_() for key, x in before.items()}
     optimizer = build_optimizer({key.replace("kernel", "weight"): p for key, p in ours.items()}, config, scales)
-    for s, (gradient, theirs) in enumerate(zip(gradients, after, strict=True)):
+    for s in range(len({key.split("/")[0] for key in under(record, f"{prefix}grad/")})):
+        gradient, after = under(record, f"{prefix}grad/{s}/"), under(record, f"{prefix}params_after/{s}/")
         for key, p in ours.items(): p.grad = torch.from_numpy(gradient[key].copy())
         step(optimizer, s)
         for key, p in ours.items():
-            moved, recorded = p.detach().numpy() - before[key], theirs[key] - before[key]
-            error, bound = np.abs(moved - recorded).max(), 1e-4 * np.abs(recorded).max() + 2.4e-7 * np.abs(before[key]).max()
+            moved, recorded = p.detach().numpy() - before[key], after[key] - before[key]
+            bound = 1e-4 * np.abs(recorded).max() + 2.4e-7 * np.abs(before[key]).max()
+            error = np.abs(moved - recorded).max()
             assert error <= bound, f"step {s}, {key}: off by {error:.2e}, allowed {bound:.2e}"
-
-def series(record: Record, prefix: str) -> list[Record]:
-    count = len({key.split("/")[0] for key in under(record, prefix)})
-    return [under(record, f"{prefix}{s}/") for s in range(count)]
 
 def adam(path: Path) -> None:
     record, about = load(path)
@@ -215,17 +220,16 @@ def adam(path: Path) -> None:
         rate = scheduled(about, s)
         agree(rate / about["lr"]["base"], record[f"lr/{s}"] / np.float32(about["lr"]["base"]), f"rate of step {s}")
         update(optimizer, rate)
-    same_steps(under(record, "params_before/"), series(record, "params_after/"), series(record, "grad/"), step, OptimConfig(method="adam"))
+    same_steps(record, "", step, OptimConfig(method="adam"))
 
 def sgd(path: Path) -> None:
     record, about = load(path)
-    scales = layer_scales(about)
-    before = under(record, "sgd/params_before/")
+    scales = {key.replace("kernel", "weight"): scale for key, scale in layer_scales(about).items()}
     def step(optimizer, s):
-        clip_gradients(optimizer, 1., torch.from_numpy(record[f"sgd/global_grad_norm/{s}"]))   # of all parameters, most are not recorded
+        norm = record[f"sgd/global_grad_norm/{s}"]   # of all parameters, most of which are not recorded
+        clip_gradients(optimizer, 1., torch.from_numpy(norm))
         update(optimizer, scheduled(about, s))
-    same_steps(before, series(record, "sgd/params_after/"), series(record, "sgd/grad/"), step, OptimConfig(method="sgd", decay=0.),
-               {key.replace("kernel", "weight"): scales[key] for key in before})
+    same_steps(record, "sgd/", step, OptimConfig(method="sgd", decay=0.), scales)
 
 def layer_scales(about: dict) -> dict[str, float]:
     # every multiplier of a whole model, by the release's names
@@ -242,16 +246,18 @@ def mixup(path: Path) -> None:
     label, given = torch.from_numpy(record["in/label"]), by_modality(record, "in/")
     both = dict(zip(given, record["weights/mixmod"].tolist()))
     weights = {"mixup": {m: float(record["weights/mixup"]) for m in given}, "mixmod": both,
-               "mixmod_single": {m: both["video"] for m in by_modality(record, "mixmod_single/inputs/")}}   # the first weight drawn
+               "mixmod_single": {m: both["video"] for m in by_modality(record, "mixmod_single/inputs/")}}  # the first drawn
     for name, chosen in weights.items():
-        agree_by_modality({m: mix(given[m], w) for m, w in chosen.items()}, by_modality(record, f"{name}/inputs/"), f"{name} inputs")
-        agree_by_modality({m: mix(label, w) for m, w in chosen.items()}, by_modality(record, f"{name}/label/"), f"{name} labels")
-        if f"{name}/label/all" in record: agree(mix(label, next(iter(chosen.values()))), record[f"{name}/label/all"], f"{name} common label")
+        mixed, labels = ({m: mix(x[m], w) for m, w in chosen.items()} for x in (given, dict.fromkeys(given, label)))
+        agree_by_modality(mixed, by_modality(record, f"{name}/inputs/"), f"{name} inputs")
+        agree_by_modality(labels, by_modality(record, f"{name}/label/"), f"{name} labels")
+        if f"{name}/label/all" in record: agree(next(iter(labels.values())), record[f"{name}/label/all"], f"{name} label")
     assert {key.split("/")[0] for key in record} == {"in", "weights", *weights}
 
 def losses_metrics(path: Path) -> None:
     record, _ = load(path)
-    logits, onehot, multihot, counts = (torch.from_numpy(record[key]) for key in ("logits", "onehot", "multihot", "batch_mask"))
+    given = {key: torch.from_numpy(record[key]) for key in ("logits", "onehot", "multihot", "batch_mask")}
+    logits, onehot, multihot, counts = given.values()
     for loss, name, labels in ((softmax_loss, "softmax_ce", onehot), (sigmoid_loss, "sigmoid_ce", multihot)):
         agree(loss(logits, labels).mean(), record[f"{name}/plain"], name)
         smooth = loss(logits, smooth_labels(labels, .3))
@@ -261,7 +267,8 @@ def losses_metrics(path: Path) -> None:
     for name, k, labels in (("top1_correct", 1, onehot), ("top5_correct", 5, onehot), ("prec_at_1", 1, multihot)):
         agree((top_k_correct(logits, labels, k) * counts), record[name].reshape(-1).astype("f4"), name)
     views = torch.from_numpy(record["multicrop/view_logits"])
-    agree(average_by(torch.zeros(len(views), dtype=torch.int64), views, 1)[0], record["multicrop/averaged"], "mean over crops")
+    same_clip = torch.zeros(len(views), dtype=torch.int64)
+    agree(average_by(same_clip, views, 1)[0], record["multicrop/averaged"], "mean over crops")
     rankings(record)
 
 def rankings(record: Record) -> None:
@@ -269,7 +276,8 @@ def rankings(record: Record) -> None:
     ours, occurs = ranking(torch.from_numpy(record["map/scores"]), labels), labels.any(0)
     theirs = torch.tensor([float(record[f"map/per_class_average_precision_{c}"]) for c in range(labels.shape[1])])
     agree(torch.tensor(ours.average_precision)[occurs], theirs[occurs], "average precision")
-    agree(ours.mAP, theirs[occurs].mean(), "mAP over the classes that occur")    # METHOD.md j21: the release counts the others as 0 or NaN
+    # METHOD.md j21: we average over the classes that occur, the release counts the others as 0 or NaN
+    agree(ours.mAP, theirs[occurs].mean(), "mAP over the classes that occur")
     if occurs.all():
         for value, key in ((ours.mAP, "mAP"), (ours.auc, "AUC"), (ours.d_prime, "d-prime")):
             agree(torch.tensor(value, dtype=torch.float32), record[f"map/{key}"], key)
@@ -291,13 +299,15 @@ def same_tree(ours: Record, theirs: Record) -> None:
 
 
 KINDS = dict(pretrain__=pretrain, pretrain_variant__=pretrain, pretrain_single__=pretrain, mbt__=mbt, mapping__=mapping,
-             tables__positions=positions, tables__lr=lr, tables__adam_explicit_decay=adam, tables__layerwise_sgd=sgd, tables__mixup=mixup,
-             tables__losses_metrics=losses_metrics, checkpoint_contents=checkpoint_contents, checkpoint_=checkpoint)
+             tables__positions=positions, tables__lr=lr, tables__adam_explicit_decay=adam, tables__layerwise_sgd=sgd,
+             tables__mixup=mixup, tables__losses_metrics=losses_metrics, checkpoint_contents=checkpoint_contents, checkpoint_=checkpoint)
 
 def kind_of(path: Path):
     return next((check for start, check in KINDS.items() if path.name.startswith(start)), None)
 
-@pytest.mark.parametrize("path", [pytest.param(p, id=f"{folder.name if folder != OURS else 'ours'}-{p.name}") for folder in FOLDERS for p in records(folder)])
+FOUND = [pytest.param(path, id=f"{'ours' if folder == OURS else 'given'}-{path.name}") for folder in FOLDERS for path in records(folder)]
+
+@pytest.mark.parametrize("path", FOUND)
 def test_record(path):
     check = kind_of(path)
     assert check, f"{path.name} is a kind of record that nobody knows"

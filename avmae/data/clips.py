@@ -6,7 +6,7 @@
 __all__ = ['ClipConfig', 'sample_rng', 'Window', 'random_window', 'spread_windows', 'random_crop_flip', 'centre_crop', 'Sample',
            'Failure', 'ClipCache', 'ClipDataset']
 
-# %% ../../nbs/data/03_clips.ipynb #afe032a3
+# %% ../../nbs/data/03_clips.ipynb #42866fcd
 import dataclasses, difflib, hashlib, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as vision
 from tqdm.auto import tqdm
 
 from .manifest import Manifest
-from .media import Clip, Media, MediaError, shown_at, wrap
+from .codec import MediaError, shown_at
+from .media import Clip, Media, wrapped
 
 # %% ../../nbs/data/03_clips.ipynb #0f2fae5e
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Failure(NamedTuple):
     reason: str
     detail: str
 
-# %% ../../nbs/data/03_clips.ipynb #dde81a78
+# %% ../../nbs/data/03_clips.ipynb #42addb2a
 class ClipCache:
     """A small corpus decoded once, in memory: pictures at the file's own times, scaled; sound at the wanted rate. Flat, shared buffers, so that
     worker processes copy nothing. A file that does not decode from end to end is not held: it is read, and fails, as without a cache."""
@@ -139,7 +140,7 @@ class ClipCache:
         length, frame_times, shape, has_sound = self.facts[index]
         video = waveform = None
         if len(frame_times):
-            times = wrap(window.video + np.arange(config.frames) * config.stride / config.fps, length)
+            times = wrapped(window.video + np.arange(config.frames) * config.stride / config.fps, length)
             held_tchw = self.pixels[self.pixel_at[index]:self.pixel_at[index + 1]].view(shape)
             video = held_tchw[torch.from_numpy(shown_at(times, frame_times))]
         if has_sound:

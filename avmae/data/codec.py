@@ -21,7 +21,7 @@ import torchaudio
 from av.video.reformatter import VideoReformatter
 from einops import rearrange
 
-# %% ../../nbs/data/00_codec.ipynb #57f9afa3
+# %% ../../nbs/data/00_codec.ipynb #72268073
 def write_clip(path: str | Path, video: torch.Tensor | None, waveform: torch.Tensor | None, fps: float = 25.,
                rate: int = 16000, *, crf: int = 18, gop: int = 32) -> None:
     """An mp4 (H.264 + AAC) of `video` u8 [t,3,h,w] (even height and width) and/or mono `waveform` f32 [s] in [-1,1].
@@ -44,7 +44,8 @@ def _encode_video(container, video_tchw, fps, crf, gop):
     _, c, height, width = video_tchw.shape
     if c != 3 or height % 2 or width % 2: raise ValueError(f"video must be [t,3,h,w] with even h and w, not {list(video_tchw.shape)}")
     stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={
-        "crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1"})
+        "crf": str(crf), "g": str(gop), "preset": "veryfast", "threads": "1",
+        "x264-params": "mbtree=0"})   # with its macroblock tree x264 does not always give the same bytes, not even on one thread
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     yield
     for pixels in rearrange(video_tchw, "t c h w -> t h w c").contiguous().numpy():
@@ -206,9 +207,9 @@ def _on_screen(path, decoded, times, painter):
     if current is None: raise MediaError(path, "undecodable", broken[1] if broken else "the video stream has no frame that decodes")
     yield from leave_until(np.inf)
 
-# %% ../../nbs/data/00_codec.ipynb #dd655589
+# %% ../../nbs/data/00_codec.ipynb #1882152d
 def pictures_wanted(container: av.container.InputContainer, stream, times: np.ndarray, short_side: int | None = None) -> list[np.ndarray] | None:
-    "What `pictures_in_order` returns for the same `times`, decoding as little as possible; None if the file does not allow it."
+    "What `pictures_in_order` returns for the same `times`, decoding as little as possible; None, or the decoder's error, if the file does not allow it."
     tick, context = float(stream.time_base), stream.codec_context
     container.seek(int((times[0] + SLACK) // tick), stream=stream)
     packets = _packets_until(container, stream, times[-1] + SLACK)
@@ -219,7 +220,8 @@ def pictures_wanted(container: av.container.InputContainer, stream, times: np.nd
     needed, pixels, painter = set(wanted), {}, Painter(short_side)
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     for packet in [*packets[:last + 1], None]:   # None asks the decoder for what it still holds
-        if packet is not None: context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+        # a damaged packet may look like one to skip; of a key frame we know better
+        if packet is not None: context.skip_frame = "DEFAULT" if packet.pts in needed or packet.is_keyframe else "NONREF"
         for frame in context.decode(packet):
             if frame.is_corrupt: return None   # what refers to it is damaged as well, but not marked
             if frame.pts in needed: pixels[frame.pts] = painter(frame)

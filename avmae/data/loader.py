@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'Collate', 'epoch_order', 'TrainBatches', 'EvalBatches', 'TooManyFailures', 'Loader', 'make_loader']
 
-# %% ../../nbs/data/04_loader.ipynb #9dce6db5
+# %% ../../nbs/data/04_loader.ipynb #bf4ed873
 import hashlib
 from itertools import count, islice
 from typing import Iterator, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .clips import ClipConfig, ClipDataset, Failure, Sample
-from .media import MediaError
+from .codec import MediaError
 
 # %% ../../nbs/data/04_loader.ipynb #1254e0c9
 class Batch(NamedTuple):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'FOUND', 'MEDIA_SUFFIXES', 'Row', 'read_csv', 'column', 'media_files', 'Manifest']
 
-# %% ../../nbs/data/01_manifest.ipynb #ec83c0d6
+# %% ../../nbs/data/01_manifest.ipynb #5a853300
 import csv, hashlib, io, json, os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .media import MediaError, probe
+from .codec import MediaError
+from .media import probe
 
 # %% ../../nbs/data/01_manifest.ipynb #a5fa574f
 SCHEMA = pa.schema({

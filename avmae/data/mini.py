@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'SOUNDS', 'CLASSES', 'FPS', 'RATE', 'SECONDS', 'SIDE', 'background', 'depth_inside', 'onsets', 'hop',
            'render_video', 'tone', 'noise', 'render_sound', 'MiniClip', 'write_mini_vggsound']
 
-# %% ../../nbs/data/02_mini.ipynb #ea4fce18
+# %% ../../nbs/data/02_mini.ipynb #0cd75ad7
 import base64, csv, hashlib, os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
-from .media import write_clip
+from .codec import write_clip
 
 # %% ../../nbs/data/02_mini.ipynb #7f598ab6
 SHAPES = "disc", "box", "triangle", "star"

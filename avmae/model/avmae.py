@@ -20,7 +20,7 @@ from .masking import Mask, random_mask, random_order, take
 from .tokens import PatchEmbed, patchify, position_table, token_grid
 from .transformer import DECODER_SIZES, SIZES, Size
 
-# %% ../../nbs/model/06_avmae.ipynb #ced08221
+# %% ../../nbs/model/06_avmae.ipynb #2c856d10
 MODALITIES = ("video", "audio")  # also the order of every concatenation
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class ModelConfig(Config):
     def __post_init__(self):
         check_keys([self.size], SIZES, "size")
         if not self.modalities or self.modalities != tuple(m for m in MODALITIES if m in self.modalities):
-            raise ValueError(f"modalities are ('video', 'audio') or one of them, in this order, not {self.modalities!r}.")
+            raise ValueError(f"modalities are ('video', 'audio') or one of them, in this order, not {self.modalities}.")
         for m in self.modalities:
             axes = 3 if m == "video" else 2
             if len(self.patch.get(m, ())) != axes:
                 raise ValueError(f"patch[{m!r}] must hold {axes} numbers, not {self.patch.get(m)!r}.")
         if "audio" in self.modalities and self.channels.get("audio") != 1:
-            raise ValueError(f"channels['audio'] must be 1, not {self.channels.get('audio')!r}: a log-mel spectrogram has one.")
+            raise ValueError(f"channels['audio'] is 1 for a log-mel spectrogram, not {self.channels.get('audio')}.")
         if self.stack_size.width % self.stack_size.heads:
             raise ValueError(f"width {self.stack_size.width} is not a multiple of {self.stack_size.heads} heads.")
 
@@ -60,7 +60,7 @@ class ModelConfig(Config):
 
 def _resolved(given, preset: Size) -> Size: return Size(*(p if g is None else g for g, p in zip(given, preset)))
 
-# %% ../../nbs/model/06_avmae.ipynb #b7282700
+# %% ../../nbs/model/06_avmae.ipynb #8c253f5a
 @dataclass(frozen=True, kw_only=True)
 class AVMAEConfig(ModelConfig):
     "A masked autoencoder (METHOD.md b-e)."
@@ -69,7 +69,7 @@ class AVMAEConfig(ModelConfig):
     decoder_mlp: int | None = None
     decoder_layers: int | None = None
     encoder: str = "mid_fusion"             # early_fusion, shared, separate, mid_fusion
-    fusion_layers: int | None = None        # joint layers at the end of mid_fusion; None = 2, or half of a shallow stack
+    fusion_layers: int | None = None        # of mid_fusion, at the end; None = 2, or half of a shallow stack
     decoder: str = "shared"                 # shared, separate, joint
     objective: str = "reconstruction"       # or inpainting: each modality from the other
     shuffle_inpainted: str | bool = False   # or as_released (positions and targets disagree), aligned (ours)
@@ -82,8 +82,10 @@ class AVMAEConfig(ModelConfig):
         super().__post_init__()
         for key, choices in dict(encoder=ENCODERS, decoder=DECODERS, objective=("reconstruction", "inpainting"),
                                  shuffle_inpainted=(False, "as_released", "aligned")).items():
-            if getattr(self, key) not in choices: raise ValueError(f"{key} is one of {choices}, not {getattr(self, key)!r}.")
-        if self.objective == "inpainting" and len(self.modalities) < 2: raise ValueError("inpainting needs both modalities.")
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key} is one of {choices}, not {getattr(self, key)!r}.")
+        if self.objective == "inpainting" and len(self.modalities) < 2:
+            raise ValueError("objective='inpainting' needs both modalities.")
         if self.shuffle_inpainted and self.objective != "inpainting":
             raise ValueError("shuffle_inpainted needs objective='inpainting'.")
         if self.encoder == "mid_fusion" and not 0 < self.joint_layers <= self.stack_size.layers:
@@ -122,13 +124,13 @@ class Embedding(nn.Module):
         tokens = self.patch[modality](patches) + positions
         return tokens + self.modality_token[modality] if self.modality_token else tokens
 
-# %% ../../nbs/model/06_avmae.ipynb #d341f281
+# %% ../../nbs/model/06_avmae.ipynb #30933cf3
 def standardise(patches: Tensor) -> Tensor:
     "Each patch of [b,n,p] to mean 0 and variance 1 (biased, + 1e-6). METHOD.md e."
     return F.layer_norm(patches, patches.shape[-1:], eps=1e-6)
 
 def masked_loss(predictions: Tensor, targets: Tensor, weights: Tensor, per_value: bool = True) -> Tensor:
-    "Squared error averaged over the tokens [b,n] of weight 1, in float32; summed over a patch unless `per_value`. METHOD.md e."
+    "Squared error per value, or per token, averaged over the tokens [b,n] of weight 1; in float32. METHOD.md e."
     error = F.mse_loss(predictions.float(), targets.float(), reduction="none").sum(-1)
     loss = (error * weights).sum() / (weights.sum() + 1e-8)
     return loss / targets.shape[-1] if per_value else loss
@@ -157,7 +159,7 @@ def check_masks(masks: dict[str, Mask], patches: dict[str, Tensor]) -> dict[str,
             raise ValueError(f"the mask of {m!r} is for {masks[m].n} tokens, the input has {x.shape[1]}.")
     return {m: masks[m] for m in patches}
 
-# %% ../../nbs/model/06_avmae.ipynb #72386142
+# %% ../../nbs/model/06_avmae.ipynb #c09219a3
 class AVMAE(nn.Module):
     "Masked autoencoder of video [b,t,c,h,w] in [-1,1], log-mel audio [b,f,m], or both: what `Frontend` returns."
     def __init__(self, config: AVMAEConfig):
@@ -189,7 +191,7 @@ class AVMAE(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], masks: dict[str, Mask] | None = None,
                 generator: torch.Generator | None = None, orders: dict[str, Tensor] | None = None) -> AVMAEOutput:
-        "One pretraining step; `masks`, and the `orders` of shuffled inpainting, are drawn from `generator` if not given."
+        "One step; `masks`, and the `orders` of shuffled inpainting, are drawn from `generator` if not given."
         c, patches = self.config, self.patchify(inputs)
         masks = self.sample_masks(inputs, generator) if masks is None else check_masks(masks, patches)
         if c.shuffle_inpainted and orders is None: orders = self.sample_orders(masks, generator)

@@ -47,7 +47,7 @@ class AVClassifierConfig(ModelConfig):
         "Whether any layer exchanges bottlenecks."
         return len(self.modalities) > 1 and self.fused_from < self.stack_size.layers
 
-# %% ../../nbs/model/07_classifier.ipynb #8e96e8ea
+# %% ../../nbs/model/07_classifier.ipynb #17e23a10
 Logits = Tensor | dict[str, Tensor]  # [b,C], or {head: [b,C]} if the config names heads
 
 class AVClassifier(nn.Module):
@@ -84,7 +84,7 @@ class AVClassifier(nn.Module):
         return tokens
 
     def forward(self, inputs: dict[str, Tensor]) -> Logits | dict[str, Logits]:
-        "Training: each modality's logits, {m: [b,C]}; evaluation: their mean, [b,C]. Named heads: {head: [b,C]} for [b,C]."
+        "Training: {m: [b,C]}; evaluation: their mean, [b,C]. With named heads, {head: [b,C]} in place of [b,C]."
         logits = {m: self.head(x.mean(1)) for m, x in self.encode(inputs).items()}
         if self.training: return {m: self.split(x) for m, x in logits.items()}
         return self.split(torch.stack(list(logits.values())).mean(0))
@@ -101,10 +101,11 @@ class AVClassifier(nn.Module):
         return int(block[1]) + 1 if block else self.config.stack_size.layers + 1
 
     def init_from(self, mae: AVMAE) -> dict[str, str | None]:
-        """Take over what a pretrained encoder has (METHOD.md f) and return {parameter here: parameter there, None if left as it was}.
-        Bottlenecks and head stay; so does the last LayerNorm if `mae` has one per modality. ValueError where the two do not fit."""
+        """Take over what a pretrained encoder has (METHOD.md f); {parameter here: parameter there, None if left alone}.
+        Bottlenecks and head stay, and so does the last LayerNorm if `mae` has one per modality. ValueError if the two
+        do not fit; nothing has then been changed."""
         absent = [m for m in self.config.modalities if m not in mae.config.modalities]
-        if absent: raise ValueError(f"the pretrained model has never seen {absent[0]!r}; it knows {mae.config.modalities}.")
+        if absent: raise ValueError(f"the pretrained model has never seen {absent[0]!r}, only {mae.config.modalities}.")
         source, target = mae.state_dict(), self.state_dict()
         origin = {name: inherited(name, mae) for name in target}
         pairs = {name: there for name, there in origin.items() if there is not None}

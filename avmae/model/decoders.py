@@ -37,12 +37,12 @@ def shuffle(x: DecoderInput, order: Tensor) -> DecoderInput:
     source = order.argsort(1)
     return DecoderInput(take(x.tokens, source), x.weights.gather(1, source))
 
-# %% ../../nbs/model/05_decoders.ipynb #0ec96571
+# %% ../../nbs/model/05_decoders.ipynb #a920298f
 DECODERS = ("shared", "separate", "joint")
 
 class Decoder(nn.Module):
-    """Encoded tokens {m: [b,k,width]} and masks -> predictions {m: [b,n,p]} and loss weights {m: [b,n]}; `values` = {m: p}.
-    `objective` is reconstruction or inpainting; `shuffled` is False, as_released or aligned (METHOD.md e, j9)."""
+    """Encoded tokens {m: [b,k,width]} and masks -> predictions {m: [b,n,p]} and loss weights {m: [b,n]}; `values`
+    is {m: p}, `objective` reconstruction or inpainting, `shuffled` False, as_released or aligned (METHOD.md e, j9)."""
     def __init__(self, width: int, size: Size, values: dict[str, int], strategy: str = "shared",
                  objective: str = "reconstruction", shuffled: str | bool = False, modality_tokens: bool = False):
         super().__init__()

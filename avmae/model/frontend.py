@@ -40,10 +40,10 @@ class Config:
         check_keys(values, [f.name for f in dataclasses.fields(cls)], cls.__name__)
         return cls(**{k: _tuples(v) for k, v in values.items()})
 
-# %% ../../nbs/model/00_frontend.ipynb #56bde0c6
+# %% ../../nbs/model/00_frontend.ipynb #7c7b0d0a
 @dataclass(frozen=True, kw_only=True)
 class FrontendConfig(Config):
-    "Log-mel front end (ours: the release reads ready-made features, METHOD.md a). Lengths in samples, frequencies in Hz."
+    "Log-mel front end, ours: the release reads ready-made features (METHOD.md a). Lengths in samples."
     sample_rate: int = 16_000
     window: int = 400            # 25 ms, Hamming
     hop: int = 160               # 10 ms: 100 frames per second

@@ -7,7 +7,7 @@ __all__ = ['pick_device', 'precision', 'Interrupted', 'NonFinite', 'stop_flag', 
            'Training', 'build_task', 'begin', 'accumulate', 'train_step', 'timed', 'progress_bar', 'train',
            'checkpoint', 'interrupted', 'diverged', 'fit', 'finish', 'about_corpus', 'file_digest']
 
-# %% ../../nbs/train/07_engine.ipynb #a8cd8c6e
+# %% ../../nbs/train/07_engine.ipynb #974795cf
 import contextlib, hashlib, json, math, shutil, signal, sys, threading, time, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from ..data.manifest import Manifest
 from ..model.avmae import AVMAE, AVMAEConfig
 from ..model.classifier import AVClassifier, AVClassifierConfig
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, sync, write_atomic
-from .feed import open_manifest, train_data, write_smoke_corpus
+from .feed import open_corpus, train_data
 from .optim import build_optimizer, clip_gradients, gradient_norm, learning_rate, rate_scales, update
 from .recipes import Recipe
 from .record import MetricsLog, claim, config_hash, provenance, read_json, read_metrics
@@ -233,7 +233,7 @@ def diverged(t: Training, folder: Path) -> NonFinite:
     return NonFinite(f"loss or gradient was not finite in steps {t.bad[0]['step']} to {t.bad[-1]['step']}; their clips are listed in "
                      f"{folder/'nonfinite.json'}. Lower optim.lr (now {t.recipe.optim.lr:g}) or look at these clips.")
 
-# %% ../../nbs/train/07_engine.ipynb #36df43ce
+# %% ../../nbs/train/07_engine.ipynb #d502fcc9
 def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress: bool = True) -> dict:
     """Train `recipe` in the folder `run_dir` and return its record (run.json). Writes config.json, metrics.jsonl, model.safetensors, and checkpoint/ until it has finished.
     A finished run is left as it is, an unfinished one continued, another one's folder refused (ValueError)."""
@@ -242,8 +242,7 @@ def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress
     source = file_digest(weights_file(init)) if init else None
     about = dict(kind=recipe.kind, config_hash=config_hash(recipe.to_dict()), init_weights=source, recipe=recipe.to_dict())
     if record := claim(folder, about): return record
-    if recipe.scale == "smoke": write_smoke_corpus(recipe.corpus.root)
-    manifest = open_manifest(recipe.corpus)
+    manifest = open_corpus(recipe)
     data = train_data(recipe, manifest, progress)
     t = begin(recipe, manifest, len(data), where)
     t.resume(folder)
