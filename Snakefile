@@ -17,7 +17,7 @@ if scale not in SCALES: sys.exit(f"There is no scale {scale!r}; the scales are {
 plan = SCALES[scale]
 runs, figures, corpus = f"runs/{scale}", f"paper_figures/{scale}", f"corpora/{scale}/vggsound"
 finetuned = [f"{start}-{inputs}-seed{seed}" for start in STARTS for inputs in INPUTS for seed in range(plan["seeds"])]
-steps = ["corpus", "pretrain", *finetuned, "table_pretraining", "figure_reconstruction"]
+steps = ["corpus", "pretrain", *finetuned, "evaluate", "table_pretraining", "figure_reconstruction"]
 python = os.path.relpath(sys.executable)
 
 def job(step: str, *command: str, threads: int = 1) -> str:
@@ -71,8 +71,16 @@ rule finetune:
         code=code("experiments/finetune.ipynb")
     shell: "{params.command}"
 
+rule evaluate:   # each run has been scored already; this sets them side by side
+    input: expand(f"{runs}/{{run}}/run.json", run=finetuned)
+    output: update(f"{runs}/evaluate/evaluate.ipynb")
+    params:
+        command=papermill("evaluate", "experiments/evaluate.ipynb", runs=[f"{runs}/{run}" for run in finetuned]),
+        code=code("experiments/evaluate.ipynb")
+    shell: "{params.command}"
+
 rule table_pretraining:
-    input: rules.pretrain.output, expand(f"{runs}/{{run}}/run.json", run=finetuned)
+    input: rules.evaluate.output, f"{runs}/pretrain/run.json"
     output: *results("runs.csv", *(f"table_{name}.{suffix}" for name in ("pretraining", "fusion") for suffix in ("csv", "md", "tex")))
     params:
         command=papermill("table_pretraining", "paper/table_pretraining.ipynb", runs=[f"{runs}/{run}" for run in ["pretrain", *finetuned]], out=figures),
@@ -83,7 +91,7 @@ rule figure_reconstruction:
     input: rules.pretrain.output
     output: *results("figure_reconstruction.png", "figure_reconstruction.svg")
     params:
-        command=papermill("figure_reconstruction", "paper/figure_reconstruction.ipynb", run=f"{runs}/pretrain", out=figures),
+        command=papermill("figure_reconstruction", "paper/figure_reconstruction.ipynb", run=f"{runs}/pretrain", out=figures, clips=3),
         code=code("paper/figure_reconstruction.ipynb")
     shell: "{params.command}"
 

@@ -20,7 +20,8 @@ def seeded(seed: int = 0) -> torch.Generator: return torch.Generator().manual_se
 
 def autoencoder(**options) -> AVMAE: return AVMAE(AVMAEConfig(**{**NANO, **options}))
 
-def classifier(**options) -> AVClassifier: return AVClassifier(AVClassifierConfig(**{"num_classes": 5, **NANO, **options}))
+def classifier(**options) -> AVClassifier:
+    return AVClassifier(AVClassifierConfig(**{"num_classes": 5, **NANO, **options}))
 
 def clip(b: int = 2, frames: int = 4, bins: int = 18) -> dict:
     draw = seeded(7)
@@ -209,7 +210,8 @@ def test_inpainting_asks_for_the_places_left():
 
 def test_aligned_shuffle_knows_its_places():
     # without foreign tokens every place holds the same mask token: aligned predictions then do not depend on the order
-    models = {s: awake(autoencoder(objective="inpainting", shuffle_inpainted=s)) for s in (False, "aligned", "as_released")}
+    models = {shuffled: awake(autoencoder(objective="inpainting", shuffle_inpainted=shuffled))
+              for shuffled in (False, "aligned", "as_released")}
     for model in models.values():
         for m, other in (("video", "audio"), ("audio", "video")):
             model.decoder.projection[m].weight.data.zero_()
@@ -263,8 +265,8 @@ def test_loss_is_float32_under_autocast(objective):
     with torch.autocast("cpu", torch.bfloat16): out = model(clip(), generator=seeded())
     assert out.predictions["video"].dtype == torch.bfloat16 and out.loss.dtype == torch.float32
     assert out.loss.item() == pytest.approx(model(clip(), generator=seeded()).loss.item(), rel=.02)
-    classifier = awake(classifier())
-    with torch.autocast("cpu", torch.bfloat16): assert classifier.eval()(clip()).isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16): logits = awake(classifier()).eval()(clip())
+    assert logits.isfinite().all()
 
 def test_longer_inputs():
     model = autoencoder()
@@ -280,17 +282,20 @@ def test_state_dict_holds_parameters_only():
 # ---- configs
 
 CONFIGS = (
-    FrontendConfig(mean=1.102, std=2.762), AVMAEConfig(), AVMAEConfig(modalities=("audio",), encoder="shared", size="tiny"),
+    FrontendConfig(mean=1.102, std=2.762),
+    AVMAEConfig(), AVMAEConfig(modalities=("audio",), encoder="shared", size="tiny"),
     AVMAEConfig(objective="inpainting", shuffle_inpainted="aligned", width=64, heads=2, patch=PATCH),
-    AVClassifierConfig(num_classes={"verb": 97, "noun": 300}, fusion_layer=0), AVClassifierConfig(num_classes=5, drop_path=.3))
+    AVClassifierConfig(num_classes={"verb": 97, "noun": 300}, fusion_layer=0),
+    AVClassifierConfig(num_classes=5, drop_path=.3))
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
 def test_configs_survive_json(config):
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 def test_unknown_keys_name_the_close_ones():
-    for config, values, complaint in ((AVMAEConfig, {"fusion_layer": 2}, "no key 'fusion_layer'.*'fusion_layers'"),
-                                      (AVClassifierConfig, {"num_clases": 2}, "'num_classes'"), (AVMAEConfig, {"size": "larg"}, "'large'")):
+    for config, values, complaint in (
+            (AVMAEConfig, {"fusion_layer": 2}, "no key 'fusion_layer'.*'fusion_layers'"),
+            (AVClassifierConfig, {"num_clases": 2}, "'num_classes'"), (AVMAEConfig, {"size": "larg"}, "'large'")):
         with pytest.raises(ValueError, match=complaint): config.from_dict(values)
 
 @pytest.mark.parametrize("bad", (

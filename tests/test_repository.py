@@ -23,7 +23,7 @@ def config(key: str) -> str:
 
 def in_copy(folder: Path, *command: str) -> Path:
     "A copy of what nbdev reads and writes, after `command` ran in it; the user's tree is never touched."
-    for name in ("nbs", "avmae"): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"))
+    for name in ("nbs", "avmae"): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs", "corpora"))
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT/name, folder)
     environment = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -13,7 +13,8 @@ from avmae.scenic import (MAX_ENTRIES, ScenicError, avmae_from_scenic, classifie
                           scenic_keys, to_torch)
 
 NANO = dict(size="nano", patch={"video": (2, 4, 6), "audio": (4, 6)})
-STACKS = dict(early_fusion="Transformer", shared="Transformer", separate="Transformer_rgb", mid_fusion="Transformer_concat")
+STACKS = dict(early_fusion="Transformer", shared="Transformer", separate="Transformer_rgb",
+              mid_fusion="Transformer_concat")
 
 def autoencoder(**options) -> AVMAE: return AVMAE(AVMAEConfig(**{**NANO, **options}))
 
@@ -133,15 +134,18 @@ NORM = "Transformer_rgb/encoderblock_1/LayerNorm_0/bias"
     ({"embedding_spectrogram/kernel": np.zeros((4, 6, 0, 32))}, "'embedding_spectrogram/kernel' should have 4 axes"),
     ({QUERY: np.zeros((32, 4, 8))}, "has other heads"),
     ({"Decoder/encoderblock_0/MlpBlock_0/Dense_0/kernel": np.zeros((32, 16))}, "does not fit"),
-    ({f"decoder_projection_{m}/{leaf}": None for m in ("rgb", "spectrogram") for leaf in ("kernel", "bias")}, "not a pretraining tree")))
+    ({f"decoder_projection_{m}/{leaf}": None for m in ("rgb", "spectrogram") for leaf in ("kernel", "bias")},
+     "not a pretraining tree")))
 def test_strict(change, complaint):
     params = {key: x for key, x in {**good(), **change}.items() if x is not None}
     with pytest.raises(ScenicError, match=complaint): avmae_from_scenic(params)
 
 def test_what_cannot_be_known_is_asked_for():
     for load, params, complaint in (
-            (avmae_from_scenic, tree(autoencoder(encoder="shared")), "encoder='shared'"), (avmae_from_scenic, {}, "not a pretraining tree"),
-            (classifier_from_scenic, tree(classifier(num_classes=309)), "fusion_layer="), (classifier_from_scenic, good(), "not a finetuned tree")):
+            (avmae_from_scenic, tree(autoencoder(encoder="shared")), "encoder='shared'"),
+            (avmae_from_scenic, {}, "not a pretraining tree"),
+            (classifier_from_scenic, tree(classifier(num_classes=309)), "fusion_layer="),
+            (classifier_from_scenic, good(), "not a finetuned tree")):
         with pytest.raises(ScenicError, match=complaint): load(params)
 
 def test_overrides():
@@ -155,9 +159,10 @@ def test_overrides():
 def test_both_train_states_and_pieces(tmp_path):
     x = np.arange(6, dtype="f4").reshape(2, 3)
     whole, in_pieces = ({"a": {"kernel": kernel}} for kernel in (array(x), chunked((2, 3), np.split(x.ravel(), 6))))
-    rest = {"rng": array(np.zeros(2, "u4")), "global_step": array(np.int32(7), 3), "metadata": {"list": [1, 2], "text": "x" * 9000}}
-    for state in ({"params": whole, **rest}, {**rest, "optimizer": {"state": rest, "target": whole}}, {"params": in_pieces},
-                  {"optimizer": {"target": {"params": whole}}}, {"optimizer": {"target": {"b": array(x)}}, "params": whole}):
+    rest = {"rng": array(np.zeros(2, "u4")), "step": array(np.int32(7), 3), "more": {"list": [1], "text": "x" * 9000}}
+    for state in (
+            {"params": whole, **rest}, {**rest, "optimizer": {"state": rest, "target": whole}}, {"params": in_pieces},
+            {"optimizer": {"target": {"params": whole}}}, {"optimizer": {"target": {"b": array(x)}}, "params": whole}):
         found = read(tmp_path, msgpack.packb(state))
         assert list(found) == ["a/kernel"] and np.array_equal(found["a/kernel"], x)
 
@@ -177,25 +182,31 @@ def hostile() -> dict[str, bytes]:
     torch.save({"params": torch.zeros(3)}, archive)
     return foreign(archive.getvalue()) | {
         "eight terabytes": claimed([1 << 41]), "negative": claimed([-4]), "wrong count": claimed([5]),
-        "odd bytes": claimed([4], raw=b"\0" * 15), "float shape": claimed([4.0]), "overflow": claimed([1 << 62, 1 << 62, 4]),
+        "odd bytes": claimed([4], raw=b"\0" * 15), "float shape": claimed([4.0]),
+        "overflow": claimed([1 << 62, 1 << 62, 4]),
         "object type": claimed([2], "object"), "structured type": claimed([2], "f4,f4"), "many axes": claimed([1] * 33),
         "unknown extension": claimed([4], code=5), "timestamp": kernel(msgpack.Timestamp(1)),
         "payload is no list": kernel(msgpack.ExtType(1, msgpack.packb({"a": 1}))),
-        "payload is cut": kernel(msgpack.ExtType(1, b"\x93\x91\x04")), "payload is garbage": kernel(msgpack.ExtType(1, b"\xc1")),
-        "huge array header": params + b"\xdd" + huge, "huge map header": params + b"\xdf" + huge, "huge text header": b"\x81\xdb" + huge,
-        "huge extension header": params + b"\xc9" + huge + b"\x01", "huge top level": b"\xdf" + huge + b"\xa1a",
+        "payload is cut": kernel(msgpack.ExtType(1, b"\x93\x91\x04")),
+        "payload is garbage": kernel(msgpack.ExtType(1, b"\xc1")),
+        "huge array header": params + b"\xdd" + huge, "huge map header": params + b"\xdf" + huge,
+        "huge text header": b"\x81\xdb" + huge, "huge extension header": params + b"\xc9" + huge + b"\x01",
+        "huge top level": b"\xdf" + huge + b"\xa1a",
         "many maps": msgpack.packb({"params": {str(i): {} for i in range(MAX_ENTRIES // 2 + 1)}}),
         "nested": params + b"\x81\xa1a" * 2_000 + b"\xc0", "deep": params + b"\x81\xa1a" * 100_000 + b"\x80",
-        "pieces missing": kernel(chunked((9,), [np.zeros(3)])), "pieces have no shape": kernel({"__msgpack_chunked_array__": True}),
+        "pieces missing": kernel(chunked((9,), [np.zeros(3)])),
+        "pieces have no shape": kernel({"__msgpack_chunked_array__": True}),
         "pieces are numbers": kernel({**chunked((1,), []), "chunks": {"0": 1}}),
         "pieces with names": kernel({**chunked((), [np.zeros(1)]), "shape": {"a": 1}}),
-        "something behind": claimed([4]) + b"\x00", "invalid text": params + b"\x81\xa2\xff\xff\xc0", "map as key": b"\x81\x80\xc0"}
+        "something behind": claimed([4]) + b"\x00", "invalid text": params + b"\x81\xa2\xff\xff\xc0",
+        "map as key": b"\x81\x80\xc0"}
 
 def foreign(archive: bytes) -> dict[str, bytes]:
     return {
-        "empty": b"", "pickle": pickle.dumps(Trap()), "torch file": archive, "text": b"hello, world", "zeros": b"\0" * 1000,
-        "not a map": msgpack.packb([1, 2]), "no parameters": msgpack.packb({"step": 1}), "params is a number": msgpack.packb({"params": 3}),
-        "optimizer is a number": msgpack.packb({"optimizer": 3}), "leaf is text": kernel("y")}
+        "empty": b"", "pickle": pickle.dumps(Trap()), "torch file": archive, "text": b"hello, world",
+        "zeros": b"\0" * 1000,
+        "not a map": msgpack.packb([1, 2]), "no parameters": msgpack.packb({"step": 1}), "leaf is text": kernel("y"),
+        "params is a number": msgpack.packb({"params": 3}), "optimizer is a number": msgpack.packb({"optimizer": 3})}
 
 @pytest.mark.parametrize("name", hostile())
 def test_hostile_files(tmp_path, name):
@@ -216,7 +227,8 @@ def test_every_truncation_is_noticed(tmp_path):
         with pytest.raises(ScenicError): read(tmp_path, raw[:n])
 
 def test_flipped_bytes_never_do_worse_than_an_error(tmp_path):
-    raw = msgpack.packb({"optimizer": {"target": {"a": {"kernel": array(np.ones((2, 3), "f4"))}}, "state": {"step": 3}}})
+    target = {"a": {"kernel": array(np.ones((2, 3), "f4"))}}
+    raw = msgpack.packb({"optimizer": {"target": target, "state": {"step": 3}}})
     draw = np.random.default_rng(0)
     for _ in range(400):
         broken = bytearray(raw)

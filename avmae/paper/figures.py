@@ -53,7 +53,7 @@ class Reconstruction:
         "The original with the prediction in its holes."
         return self._where_hidden(self.prediction)
 
-# %% ../../nbs/paper/02_figures.ipynb #e99f188f
+# %% ../../nbs/paper/02_figures.ipynb #cec2a802
 ROWS = {"original": "original", "visible": "shown to\nthe model", "completed": "completed\nby the model"}
 HIDDEN = (.88, .88, .9)
 
@@ -73,8 +73,8 @@ def _draw_clip(axes, clip: dict[str, Reconstruction], frames: Sequence[int]) -> 
         row[0].set_ylabel(ROWS[view], rotation=0, ha="right", va="center", fontsize=8)
     for axis in axes.ravel(): axis.set(xticks=[], yticks=[]); axis.spines[:].set_linewidth(.5)
 
-def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: int = 4, seconds: float | None = None, width: float = 7.) -> Figure:
-    "Three rows per clip {'video': ..., 'audio': ...}; `frames` of each video, evenly spread; `seconds` is how long a clip lasts, for the titles."
+def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: int = 4, seconds: dict[str, float] | None = None, width: float = 7.) -> Figure:
+    "Three rows per clip {'video': ..., 'audio': ...}; `frames` of each video, evenly spread; `seconds` that each modality lasts, for the titles."
     if not clips: raise ValueError("there is no clip to draw.")
     video, audio = ([clip[m] for clip in clips if m in clip] for m in ("video", "audio"))
     total = len(video[0].original) if video else 0
@@ -87,10 +87,10 @@ def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: in
         if clip is clips[0]: _titles(axes[0], chosen, total, seconds, bool(audio))
     return figure
 
-def _titles(row, chosen: Sequence[int], total: int, seconds: float | None, audio: bool) -> None:
+def _titles(row, chosen: Sequence[int], total: int, seconds: dict[str, float] | None, audio: bool) -> None:
     for axis, t in zip(row, chosen):
-        axis.set_title(f"frame {t + 1}" if seconds is None else f"{t * seconds / total:.1f} s", fontsize=8)
-    if audio: row[-1].set_title("sound: time →, pitch ↑" if seconds is None else f"sound, {seconds:g} s: time →, pitch ↑", fontsize=8)
+        axis.set_title(f"frame {t + 1}" if seconds is None else f"{t * seconds['video'] / total:.1f} s", fontsize=8)
+    if audio: row[-1].set_title("sound" + (f", {seconds['audio']:g} s" if seconds else "") + ": time →, pitch ↑", fontsize=8)
 
 # %% ../../nbs/paper/02_figures.ipynb #fa231f0b
 def save_figure(figure: Figure, stem: str | Path, dpi: int = 130) -> list[Path]:

@@ -226,7 +226,7 @@ def smoke_finetune() -> FinetuneRecipe:
                           optim=OptimConfig(method="sgd", lr=.1, warmup_epochs=1, decay=0., clip=1., layer_decay=.75),
                           batch_size=4, epochs=2, cache=True, label_smoothing=.1, mixup=.5)
 
-# %% ../../nbs/train/00_recipes.ipynb #d505c2f2
+# %% ../../nbs/train/00_recipes.ipynb #c4e57545
 MINI_CLIPS = dict(frames=8, stride=4, resize=72, size=64, samples=20_480)
 MINI_PATCH = {"video": (2, 16, 16), "audio": (16, 8)}   # 64 tokens each: 1.28 s of both
 MINI_FRONTEND = FrontendConfig(mels=64, log_offset=1e-5, mean=-6., std=4.)
@@ -237,7 +237,7 @@ def mini_vggsound_pretrain() -> PretrainRecipe:
     model = AVMAEConfig(size="mini", decoder_width=96, decoder_heads=3, decoder_mlp=384, patch=MINI_PATCH, fusion_layers=1,
                         mask_ratio={"video": .75, "audio": .6})
     return PretrainRecipe(scale="mini", corpus=CorpusConfig(root="corpora/mini/vggsound"), clips=ClipConfig(**MINI_CLIPS), frontend=MINI_FRONTEND,
-                          model=model, optim=OptimConfig(lr=2e-3, warmup_epochs=2), batch_size=16, epochs=24, cache=True, checkpoint_every=450)
+                          model=model, optim=OptimConfig(lr=2e-3, warmup_epochs=2), batch_size=16, epochs=16, cache=True, checkpoint_every=450)
 
 @recipe
 def mini_vggsound_finetune() -> FinetuneRecipe:
@@ -245,7 +245,7 @@ def mini_vggsound_finetune() -> FinetuneRecipe:
     return FinetuneRecipe(scale="mini", corpus=CorpusConfig(root="corpora/mini/vggsound", labels_per_class=10), clips=ClipConfig(**MINI_CLIPS),
                           frontend=MINI_FRONTEND, model=AVClassifierConfig(size="mini", num_classes=12, patch=MINI_PATCH, fusion_layer=2),
                           optim=OptimConfig(lr=2e-3, warmup_epochs=2, layer_decay=.75, clip=1.),
-                          batch_size=16, epochs=24, cache=True, checkpoint_every=100, label_smoothing=.1)
+                          batch_size=16, epochs=16, cache=True, checkpoint_every=100, label_smoothing=.1)
 
 # %% ../../nbs/train/00_recipes.ipynb #89200c3e
 VGGSOUND = dict(root="corpora/vggsound")
