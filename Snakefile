@@ -23,7 +23,7 @@ python = os.path.relpath(sys.executable)
 def job(step: str, *command: str, threads: int = 1) -> str:
     "The command of a step, with its log and its name on the terminal."
     label = f"[{steps.index(step) + 1}/{len(steps)}] {step}"
-    return f"OMP_NUM_THREADS={threads} exec {shlex.join([python, '.ci/job.py', '--log', f'{runs}/logs/{step}.log', label, python, '-m', *command])}"
+    return f"OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=passive exec {shlex.join([python, '.ci/job.py', '--log', f'{runs}/logs/{step}.log', label, python, '-m', *command])}"
 
 def papermill(step: str, notebook: str, threads: int = 1, **parameters) -> str:
     "The command that executes a notebook for a step."

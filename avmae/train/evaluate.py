@@ -31,7 +31,7 @@ def logits_of(model: AVClassifier, inputs: dict[str, Tensor], present: dict[str,
     weights = torch.stack([present[m] for m in each]).float()[..., None]
     return (torch.stack(list(each.values())) * weights).sum(0) / weights.sum(0)
 
-# %% ../../nbs/train/08_evaluate.ipynb #3982369a
+# %% ../../nbs/train/08_evaluate.ipynb #de301d73
 def batches(data: ClipDataset, recipe: Recipe, progress: bool) -> tqdm:
     "One pass over test clips, with a progress bar."
     loader = make_loader(data, min(recipe.batch_size // recipe.accumulate, 64), workers=recipe.workers)
@@ -60,7 +60,7 @@ def scores(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
         r = ranking(logits, labels)
         return dict(mAP=r.mAP, auc=r.auc, d_prime=r.d_prime, classes=r.classes, test_loss=sigmoid_loss(logits, labels).mean().item(), clips=len(labels))
     onehot = torch.nn.functional.one_hot(labels, logits.shape[-1]).float()
-    return dict(top1=top_k_correct(logits, labels).float().mean().item(), top5=top_k_correct(logits, labels, 5).float().mean().item(),
+    return dict(top1=top_k_correct(logits, labels).double().mean().item(), top5=top_k_correct(logits, labels, 5).double().mean().item(),
                 test_loss=softmax_loss(logits, onehot).mean().item(), clips=len(labels))
 
 # %% ../../nbs/train/08_evaluate.ipynb #7836d587

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from ..model.frontend import Config
 
-# %% ../../nbs/train/01_optim.ipynb #0d4d7cac
+# %% ../../nbs/train/01_optim.ipynb #c3e8fe5f
 def learning_rate(step: int, *, peak: float, warmup: float, total: int, final: float = 0.) -> float:
     "Rate of update `step` = 0..total-1: linear over `warmup` steps, then a cosine to `final * peak`. METHOD.md g."
     ramp = min(1., step / warmup) if warmup else 1.
-    progress = max(0., step - warmup) / (total - int(warmup))
+    progress = max(0., step - warmup) / max(1, total - int(warmup))   # a run may end before its warm-up
     return peak * ramp * ((1 - final) * .5 * (1 + math.cos(math.pi * (progress % 1))) + final)
 
 # %% ../../nbs/train/01_optim.ipynb #dd4fdb08

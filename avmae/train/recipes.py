@@ -41,7 +41,7 @@ class CorpusConfig(Config):
     def __post_init__(self):
         if self.format not in FORMATS: raise ValueError(f"corpus.format is one of {', '.join(FORMATS)}, not {self.format!r}.")
 
-# %% ../../nbs/train/00_recipes.ipynb #480ffec0
+# %% ../../nbs/train/00_recipes.ipynb #a2c2b543
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "What pretraining and finetuning share. Steps are updates of the weights."
@@ -54,7 +54,7 @@ class Recipe(Config):
     batch_size: int                      # clips per update
     accumulate: int = 1                  # parts that a batch is cut into, one after the other
     epochs: int                          # passes over the training clips; an incomplete batch at the end of one is left out
-    steps: int | None = None             # stop after so many updates instead
+    steps: int | None = None             # so many updates instead, schedule included
     seed: int = 0
     workers: int = 0                     # processes that read clips; 0: the training process itself
     cache: bool = False                  # decode all clips into memory once (small corpora)
