@@ -24,7 +24,7 @@ def write_run(folder: Path, **changes) -> Path:
 def runs(tmp_path) -> list[Path]:
     "Eighteen made-up runs: two starts, three inputs, three seeds; the gain from pretraining is ten points for every seed."
     inputs = {"audio": ["audio"], "video": ["video"], "both": ["video", "audio"]}
-    return [write_run(tmp_path/"runs"/f"{start}-{name}-{seed}", seed=seed, modalities=modalities, init_from=start,
+    return [write_run(tmp_path/"runs"/f"{start}-{name}-{seed}", seed=seed, modalities=modalities, init_from=start or None,
                       result={"top1": .3 + .1 * bool(start) + .05 * k + .02 * seed**2})
             for start in ("", "pretrain") for k, (name, modalities) in enumerate(inputs.items()) for seed in range(3)]
 

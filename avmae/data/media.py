@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['JITTER', 'FROM_START', 'PREROLL', 'LONGEST', 'VideoInfo', 'AudioInfo', 'MediaInfo', 'Clip', 'Media', 'wrapped',
-           'probe', 'read_video', 'read_audio', 'read_clip']
+           'probe', 'read_video', 'read_audio', 'read_clip', 'MediaError', 'write_clip']
 
-# %% ../../nbs/data/00_media.ipynb #b2279cfe
+# %% ../../nbs/data/00_media.ipynb #789e999c
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from einops import rearrange
 
 from .codec import (SLACK, MediaError, Painter, Upright, best_stream, clock_ratio, decode_in_order, decoder_threads, mono, open_container,
                               pictures_in_order, pictures_wanted, resample_part, why, write_clip)
+
+_all_ = ["MediaError", "write_clip"]   # those who need only this module find them here
 
 # %% ../../nbs/data/00_media.ipynb #aa2f0d83
 class VideoInfo(NamedTuple):
@@ -62,7 +64,7 @@ class Clip(NamedTuple):
     start: float      # s
     duration: float   # of what the window was cut from, s
 
-# %% ../../nbs/data/00_media.ipynb #cdf635bb
+# %% ../../nbs/data/00_media.ipynb #d9c0c894
 JITTER = .04      # s; sound whose time stamp is off by less than a picture at 25 fps is continuous: some files round them that much
 FROM_START = 10.  # s; earlier sound is decoded from the start of the file, later sound after a seek
 PREROLL = .5      # s; decoders need what came before: AAC a frame, Opus 80 ms, MP3 its bit reservoir
@@ -150,6 +152,16 @@ class Media:
         return MediaInfo(path=self.path, duration=self.duration, promised=promised, video=video, audio=audio,
                          note="; ".join(self._oddities(video, audio, promised)))
 
+    def read_through(self) -> None:
+        "Decode everything, to find out whether it can be."
+        for kind in (kind for kind, stream in self.streams.items() if stream is not None):
+            for seconds, frame, error in self._decode(kind):
+                if error is not None or kind == "video" and frame.is_corrupt: raise self._break(kind, seconds, error)
+
+    def _break(self, kind, seconds, error):
+        sentence = f"the {kind} cannot be decoded at {seconds:.2f} s of its time line ({why(error or 'damaged picture')})"
+        return MediaError(self.path, "undecodable", sentence)
+
     def _oddities(self, video, audio, promised):
         if video is None: yield "there is no video stream"
         if audio is None: yield "there is no audio stream"
@@ -186,8 +198,7 @@ class Media:
         "Every picture on the screen between two instants: when each appears (s, [t]), and u8 [t,c,h,w]. A break is an error."
         appears, pixels, painter = [], [], Painter(short_side)
         for seconds, frame, error in self._decode("video"):
-            if error is not None or frame.is_corrupt:
-                raise MediaError(self.path, "undecodable", f"the video cannot be decoded at {seconds:.2f} s of its time line")
+            if error is not None or frame.is_corrupt: raise self._break("video", seconds, error)
             if seconds - self.origin >= within[1]: break
             if appears and seconds - self.origin <= within[0] + SLACK: appears, pixels = [], []   # of those before only the last is still on
             appears, pixels = appears + [seconds - self.origin], pixels + [painter(frame)]
@@ -230,8 +241,7 @@ class Media:
         for seconds, frame, error in decoded:
             if seconds > end: break
             if error is not None and seconds < begin - JITTER: continue
-            if error is not None:
-                raise MediaError(self.path, "undecodable", f"the audio cannot be decoded at {seconds:.2f} s of its time line ({why(error)})")
+            if error is not None: raise self._break("audio", seconds, error)
             kind = frame.rate, frame.layout.nb_channels, frame.format.name
             if abs(seconds - expected) > JITTER or kind != stretches[-1][0]:
                 stretches.append((kind, seconds, []))
@@ -286,10 +296,13 @@ def wrapped(seconds: np.ndarray, length: float) -> np.ndarray:
     "Times modulo the length of a clip."
     return np.mod(np.asarray(seconds, np.float64) + 1e-9, length)
 
-# %% ../../nbs/data/00_media.ipynb #ae051b67
-def probe(path: str | Path) -> MediaInfo:
-    "What is in a media file. `MediaError` if it is missing, is no media, or has a stream that does not decode."
-    with Media(path) as media: return media.info
+# %% ../../nbs/data/00_media.ipynb #af260745
+def probe(path: str | Path, thorough: bool = False) -> MediaInfo:
+    """What is in a media file. `MediaError` if it is missing, is no media, or has a stream that does not decode:
+    not at all, or, if `thorough` (which takes as long as decoding does), not everywhere."""
+    with Media(path) as media:
+        if thorough: media.read_through()
+        return media.info
 
 
 def read_video(path: str | Path, times: np.ndarray, short_side: int | None = None) -> torch.Tensor:

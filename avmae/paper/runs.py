@@ -34,15 +34,15 @@ def read_run(path: str | Path) -> dict:
     if missing: raise ValueError(f"{path} has no {', '.join(missing)}; delete it and run again.")
     return {"run": path.parent.name, **flatten(record)}
 
-# %% ../../nbs/paper/00_runs.ipynb #5d21e76a
+# %% ../../nbs/paper/00_runs.ipynb #cc68fce8
 def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     "A row per run. `folders`: the run folders, or one folder that holds them (its sub folders with a run.json)."
     if isinstance(folders, (str, Path)):
         root, folders = Path(folders), sorted(path.parent for path in Path(folders).glob("*/run.json"))
         if not folders: raise FileNotFoundError(f"{root} holds no finished run (no */run.json); `make reproduce` makes them.")
-    return pd.DataFrame([read_run(folder) for folder in folders]).sort_values("run", ignore_index=True)
+    return pd.DataFrame([read_run(folder) for folder in folders], dtype=object).sort_values("run", ignore_index=True)
 
-# %% ../../nbs/paper/00_runs.ipynb #4b6e9958
+# %% ../../nbs/paper/00_runs.ipynb #1495ef53
 def _decode(text: str):
     try: return json.loads(text) if text else None
     except ValueError: return text
@@ -64,15 +64,16 @@ def load_records(path: str | Path) -> pd.DataFrame:
     "The inverse of `save_records`; empty cells are None."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist; `make reproduce` writes it.")
-    return pd.read_csv(path, encoding="utf-8", dtype=str, keep_default_na=False).map(_decode)
+    text = pd.read_csv(path, encoding="utf-8", dtype=str, keep_default_na=False)
+    return pd.DataFrame({column: [_decode(cell) for cell in text[column]] for column in text}, dtype=object)
 
-# %% ../../nbs/paper/00_runs.ipynb #99caac18
+# %% ../../nbs/paper/00_runs.ipynb #6fd517ab
 STARTS = {"scratch": "from scratch", "pretrained": "pretrained"}
 INPUTS = {"audio": "audio", "video": "video", "audiovisual": "audio + video"}
 
 def start(run: dict | pd.Series) -> str:
     "'scratch' or 'pretrained', a key of STARTS."
-    return "pretrained" if run["init_from"] else "scratch"
+    return "pretrained" if isinstance(run["init_from"], str) and run["init_from"] else "scratch"   # pandas may have made NaN of None
 
 def inputs(run: dict | pd.Series) -> str:
     "'audio', 'video' or 'audiovisual', a key of INPUTS."
