@@ -65,13 +65,15 @@ def by_scenic_key(model: torch.nn.Module, values: dict[str, Tensor]) -> dict[str
     return {key: piece for name, x in values.items() for key, piece in zip(keys[name], x.chunk(len(keys[name])))}
 
 def agree_gradients(model: torch.nn.Module, recorded: Record) -> None:
-    # 1e-4 of each gradient's own size; the floor is for gradients that are zero but for rounding (key biases)
-    floor = 1e-3 * max(np.abs(x).max() for x in recorded.values())
     ours = by_scenic_key(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    largest = max(np.abs(x).max() for x in recorded.values())
     for key, theirs in recorded.items():
         theirs = to_torch(key, theirs)
         error = (ours.get(key, torch.zeros_like(theirs)) - theirs).abs().max().item()   # what we leave out has none
-        assert error <= 1e-4 * max(floor, theirs.abs().max().item()), f"gradient of {key} is off by {error:.2e}"
+        bound = 1e-4 * theirs.abs().max().item()
+        # softmax does not feel a bias of all keys: its gradient is zero, and what is recorded is rounding
+        if key.endswith("key/bias"): bound = max(bound, 1e-6 * largest)
+        assert error <= bound, f"gradient of {key} is off by {error:.2e}, allowed {bound:.2e}"
 
 
 # ---- pretraining
