@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from .clips import ClipConfig, ClipDataset, Failure, Sample
 from .codec import MediaError
 
-# %% ../../nbs/data/04_loader.ipynb #1254e0c9
+# %% ../../nbs/data/04_loader.ipynb #7c001719
 class Batch(NamedTuple):
-    """`video` u8 [b,t,c,h,w] and `audio` f32 [b,s] (None if not asked for), `labels` int64 [b] (-1: none) or, multi-label, f32 [b,classes],
-    `ids`. `present`: {modality: bool [b]}, False where a clip has no such stream and its entry is zeros. `failures`: clips left out."""
+    """`video` u8 [b,t,c,h,w] and `audio` f32 [b,s], None if not asked for; `labels` int64 [b] (-1: none) or, multi-label, f32 [b,classes];
+    `ids`; `present` {modality: bool [b]}, False where a clip lacks it and its entry is zeros; `failures`, the clips left out."""
     video: torch.Tensor | None
     audio: torch.Tensor | None
     labels: torch.Tensor
@@ -30,30 +30,30 @@ class Batch(NamedTuple):
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        "What the model's front end takes."
+        "What the model's front end takes: {modality: tensor}."
         return {kind: x for kind, x in (("video", self.video), ("audio", self.audio)) if x is not None}
 
     def to(self, device: torch.device | str) -> "Batch":
-        move = lambda x: x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x
+        "The same on another device."
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)
         return self._replace(video=move(self.video), audio=move(self.audio), labels=move(self.labels),
                              present={kind: move(x) for kind, x in self.present.items()})
 
-# %% ../../nbs/data/04_loader.ipynb #356e28df
+
 class Collate:
-    "Samples and failures -> `Batch`. A modality that one clip lacks is zeros there, and `present` says so."
+    "Samples and failures -> `Batch`."
 
     def __init__(self, config: ClipConfig, classes: int, multilabel: bool = False):
         self.config, self.classes, self.multilabel = config, classes, multilabel
 
     def __call__(self, items: list[Sample | Failure]) -> Batch:
         c, samples = self.config, [item for item in items if isinstance(item, Sample)]
-        stack = lambda parts, like: torch.stack([like if x is None else x for x in parts]) if parts else like[None][:0]
-        video, audio = [s.video for s in samples], [s.waveform for s in samples]
-        present = {kind: torch.tensor([x is not None for x in parts], dtype=torch.bool)
-                   for kind, parts, asked in (("video", video, c.frames), ("audio", audio, c.samples)) if asked}
-        return Batch(stack(video, torch.zeros(c.frames, 3, c.size, c.size, dtype=torch.uint8)) if c.frames else None,
-                     stack(audio, torch.zeros(c.samples)) if c.samples else None,
-                     self._targets(samples), [s.id for s in samples], present, [item for item in items if isinstance(item, Failure)])
+        parts = {"video": [s.video for s in samples] if c.frames else None, "audio": [s.waveform for s in samples] if c.samples else None}
+        blank = {"video": torch.zeros(c.frames, 3, c.size, c.size, dtype=torch.uint8), "audio": torch.zeros(c.samples)}
+        stacked = {kind: torch.stack([blank[kind] if x is None else x for x in xs]) if xs else None for kind, xs in parts.items()}
+        present = {kind: torch.tensor([x is not None for x in xs], dtype=torch.bool) for kind, xs in parts.items() if xs is not None}
+        return Batch(stacked["video"], stacked["audio"], self._targets(samples), [s.id for s in samples], present,
+                     [item for item in items if isinstance(item, Failure)])
 
     def _targets(self, samples):
         if not self.multilabel: return torch.tensor([s.labels[0] if s.labels else -1 for s in samples], dtype=torch.int64)
@@ -61,16 +61,16 @@ class Collate:
         for row, sample in zip(many_hot, samples): row[sample.labels] = 1
         return many_hot
 
-# %% ../../nbs/data/04_loader.ipynb #f8f01c51
+# %% ../../nbs/data/04_loader.ipynb #a31dfe08
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    "The order in which an epoch goes through n clips: a function of its arguments."
+    "The order in which an epoch goes through n clips."
     digest = hashlib.blake2b(f"{seed}/{epoch}/order".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little"))).permutation(n)
 
 
 class TrainBatches:
-    """The (epoch, index) keys of batch `start_step` and all that follow (`steps` of them, or without end). Epochs follow each other without
-    a gap, so nothing is dropped and step s always holds the same clips. Of a batch shared by `world_size` processes, the part of `rank`."""
+    """The (epoch, index) keys of the batches from `start_step` on, `steps` of them or without end, for a dataset of n clips.
+    Of every batch of `batch_size`, the part of `rank`."""
 
     def __init__(self, n: int, batch_size: int, seed: int = 0, start_step: int = 0, steps: int | None = None, rank: int = 0, world_size: int = 1):
         self.n, self.batch_size, self.seed, self.steps = n, batch_size, seed, steps
@@ -86,7 +86,7 @@ class TrainBatches:
             yield keys
 
     def __len__(self) -> int:
-        if self.steps is None: raise TypeError("batches without end have no length; say how many steps")
+        if self.steps is None: raise TypeError("batches without end have no length; say how many steps.")
         return self.steps
 
 
@@ -101,13 +101,12 @@ class EvalBatches:
 
     def __len__(self) -> int: return -(-len(self.mine) // self.batch_size)
 
-# %% ../../nbs/data/04_loader.ipynb #57b872ea
+# %% ../../nbs/data/04_loader.ipynb #792b9e94
 class TooManyFailures(RuntimeError):
-    "So many clips of a training corpus cannot be read that the result would not be the one asked for."
+    "So many training clips cannot be read that the run would not be the one that was asked for."
 
 
-class _Readable(Dataset):
-    # a worker passes a failure on as a value, so that one bad file does not end an epoch
+class _Tolerant(Dataset):
     def __init__(self, dataset): self.dataset = dataset
 
     def __getitem__(self, key):
@@ -116,36 +115,37 @@ class _Readable(Dataset):
 
 
 class Loader:
-    """Iterates over `Batch`es. Training clips that cannot be read are left out of their batch, listed in `dataset.failures`, and more than the
-    fraction `max_failed` of them is a `TooManyFailures`. In evaluation they are listed and nothing takes their place: see `dataset.coverage`."""
+    """Iterates over `Batch`es of a dataset. What cannot be read is left out and listed in `dataset.failures`. In training, more than
+    the fraction `max_failed` of the clips, or a whole batch, is `TooManyFailures`; in evaluation see `dataset.coverage`."""
 
-    def __init__(self, dataset: ClipDataset, batches, workers: int = 0, max_failed: float = .01):
+    def __init__(self, dataset: ClipDataset, batches: TrainBatches | EvalBatches, workers: int = 0, max_failed: float = .01):
         self.dataset, self.batches, self.max_failed = dataset, batches, max_failed
         collate = Collate(dataset.config, len(dataset.classes), dataset.multilabel)
         # its own generator, since the default would draw a seed from the one that training uses
-        self.loader = DataLoader(_Readable(dataset), batch_sampler=batches, num_workers=workers, collate_fn=collate,
+        self.loader = DataLoader(_Tolerant(dataset), batch_sampler=batches, num_workers=workers, collate_fn=collate,
                                  pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
     def __len__(self) -> int: return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            self._count(batch)
+            self.dataset.failures.update({failure.id: failure for failure in batch.failures})
+            if batch.failures and self.dataset.train: self._judge(batch)
             if batch.ids: yield batch
 
-    def _count(self, batch):
-        self.dataset.failures.update({failure.id: failure for failure in batch.failures})
-        failures, n = self.dataset.failures, len(self.dataset.manifest)
-        if self.dataset.train and batch.failures and (len(failures) > self.max_failed * n or not batch.ids):
-            some = "; ".join(f"{f.id}: {f.detail}" for f in list(failures.values())[:3])
-            raise TooManyFailures(f"{len(failures)} of {n} clips cannot be read (max_failed={self.max_failed:g}); "
-                                  f"Manifest.check finds and lists them all. {some}")
+    def _judge(self, batch):
+        failures, n = list(self.dataset.failures.values()), len(self.dataset.manifest)
+        if (many := len(failures) > self.max_failed * n) or not batch.ids:
+            why = f"more than max_failed={self.max_failed:g} allows" if many else "among them a whole batch"
+            some = "; ".join(f"{failure.id}: {failure.detail}" for failure in failures[:3])
+            raise TooManyFailures(f"{len(failures)} of {n} clips cannot be read, {why}: {some}"
+                                  f"{'; ...' if len(failures) > 3 else ''}. Manifest.check(thorough=True) finds them all.")
 
 
 def make_loader(dataset: ClipDataset, batch_size: int, *, workers: int = 0, start_step: int = 0, steps: int | None = None,
                 rank: int = 0, world_size: int = 1, max_failed: float = .01) -> Loader:
-    """Batches of a dataset: from `start_step` on, `steps` of them or without end, if it is for training; otherwise one pass.
-    `batch_size` counts all `world_size` processes in training and this one in evaluation. `workers`: processes that read ahead."""
+    """Batches of a dataset. In training: from `start_step` on, `steps` of them or without end, `batch_size` being shared by `world_size`
+    processes. In evaluation: one pass, `batch_size` in each process. `workers` processes read ahead."""
     n = len(dataset)
     batches = (TrainBatches(n, batch_size, dataset.seed, start_step, steps, rank, world_size) if dataset.train
                else EvalBatches(n, batch_size, rank, world_size))

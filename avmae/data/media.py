@@ -64,7 +64,7 @@ class Clip(NamedTuple):
     start: float      # s
     duration: float   # of what the window was cut from, s
 
-# %% ../../nbs/data/00_media.ipynb #d9c0c894
+# %% ../../nbs/data/00_media.ipynb #1191a84d
 JITTER = .04      # s; sound whose time stamp is off by less than a picture at 25 fps is continuous: some files round them that much
 FROM_START = 10.  # s; earlier sound is decoded from the start of the file, later sound after a seek
 PREROLL = .5      # s; decoders need what came before: AAC a frame, Opus 80 ms, MP3 its bit reservoir
@@ -89,11 +89,15 @@ class Media:
     def __exit__(self, *_) -> None: self.close()
     def close(self) -> None: self.container.close()
 
+    def _stream(self, kind):
+        if self.streams[kind] is None: raise MediaError(self.path, f"no {kind}", f"there is no {kind} stream")
+        return self.streams[kind]
+
     def _decode(self, kind):
         "All of a stream from the start of the file, on the open container if nobody has used it yet."
         if self.fresh:
             self.fresh = False
-            yield from decode_in_order(self.container, self.streams[kind])
+            yield from decode_in_order(self.container, self._stream(kind))
         else:
             with open_container(self.path) as container:
                 stream = best_stream(container, kind)
@@ -177,7 +181,7 @@ class Media:
 
     def video(self, times: np.ndarray, short_side: int | None = None) -> torch.Tensor:
         "The pictures on the screen at `times` (s, any order), u8 [t,c,h,w], upright, their short side scaled to `short_side`."
-        if self.streams["video"] is None: raise MediaError(self.path, "no video", "there is no video stream")
+        self._stream("video")
         times = np.asarray(times, np.float64) + self.origin
         order, kept = np.argsort(times, kind="stable"), []
         for part in np.split(order, np.flatnonzero(np.diff(times[order]) > 2) + 1):   # over a gap, seeking is quicker than decoding
@@ -207,7 +211,7 @@ class Media:
 
     def audio(self, start: float, samples: int, rate: int = 16000) -> torch.Tensor:
         "Mono sound f32 [samples] from `start` (s) on, at `rate` Hz. Before and after the stream's sound and in its gaps there is silence."
-        if self.streams["audio"] is None: raise MediaError(self.path, "no audio", "there is no audio stream")
+        self._stream("audio")
         waveform, first, covered = torch.zeros(samples), round(start * rate), 0
         begin, end = self.origin + first / rate, self.origin + (first + samples) / rate
         for at, native_rate, native in self._sound(begin, end, rate):

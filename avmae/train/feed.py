@@ -6,11 +6,10 @@
 __all__ = ['write_smoke_corpus', 'open_manifest', 'open_corpus', 'clip_config', 'check_classes', 'training_clips', 'train_data',
            'test_data']
 
-# %% ../../nbs/train/06_feed.ipynb #3534c8c3
+# %% ../../nbs/train/06_feed.ipynb #908a7b77
 import os, shutil
 from dataclasses import replace
 from pathlib import Path
-import numpy as np
 from ..data.clips import ClipConfig, ClipDataset
 from ..data.manifest import Manifest
 from ..data.mini import write_mini_vggsound
@@ -47,7 +46,7 @@ def open_corpus(recipe: Recipe) -> Manifest:
 def _remedy(root: Path) -> str:
     return f", or write the miniature one with `avmae mini {root}`" if root.name == "vggsound" and root.parent.name in ("mini", "smoke") else ""
 
-# %% ../../nbs/train/06_feed.ipynb #2bf8d1eb
+# %% ../../nbs/train/06_feed.ipynb #f08472e1
 def clip_config(recipe: Recipe, windows: int | None = None) -> ClipConfig:
     "The recipe's clips without the modality that its model does not read."
     unread = {"frames": 0} if "video" not in recipe.modalities else {"samples": 0} if "audio" not in recipe.modalities else {}
@@ -69,7 +68,7 @@ def train_data(recipe: Recipe, manifest: Manifest, progress: bool = True) -> Cli
     if recipe.kind == "finetune": check_classes(recipe, manifest)
     data = _dataset(recipe, training_clips(recipe, manifest), train=True, progress=progress)
     if recipe.kind == "finetune" and recipe.loss == "softmax":
-        bare = [name for name, count in zip(data.manifest["id"], np.diff(data.labels[1])) if not count]
+        bare = [name for name, labels in zip(data.manifest["id"], data.manifest["labels"]) if not labels]
         if bare: raise ValueError(f"{len(bare)} training clips, such as {bare[0]!r}, have no label; leave them out of {recipe.corpus.csv}.")
     return data
 
