@@ -6,8 +6,8 @@
 __all__ = ['sync', 'write_atomic', 'save_weights', 'load_weights', 'CheckpointError', 'Checkpoint', 'checkpoints',
            'save_checkpoint', 'load_checkpoint']
 
-# %% ../../nbs/train/03_checkpoint.ipynb #622a41b1
-import hashlib, json, os, shutil, warnings
+# %% ../../nbs/train/03_checkpoint.ipynb #4e638b7c
+import hashlib, json, os, pickle, shutil, warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -106,7 +106,7 @@ def _cannot_save(folder: Path, step: int, error: Exception) -> str:
     free = shutil.disk_usage(nearest).free / 1e6
     return f"cannot save step {step} in {folder}: {error or type(error).__name__} ({free:,.0f} MB free on that disk; {left}). Make room and run the same command again."
 
-# %% ../../nbs/train/03_checkpoint.ipynb #4a38e1c0
+# %% ../../nbs/train/03_checkpoint.ipynb #94449e3d
 def _read(path: Path) -> Checkpoint:
     sums = json.loads((path/"checksums.json").read_text())
     for name in ("model.safetensors", "state.pt"):
@@ -118,6 +118,6 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
     "The newest checkpoint that is whole, None if there is none; warns about every damaged one it passes over."
     for path in reversed(checkpoints(folder)):
         try: return _read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{path} is damaged ({error}) and passed over.", stacklevel=2)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+            warnings.warn(f"{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}) and passed over.", stacklevel=2)
     return None

@@ -39,7 +39,7 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
     return [f"{key} is {show(there, key)} there and {show(here, key)} here"
             for key in sorted({*there, *here}) if there.get(key, ...) != here.get(key, ...)]
 
-# %% ../../nbs/train/05_record.ipynb #8a9fcb05
+# %% ../../nbs/train/05_record.ipynb #e96dc1de
 def read_json(path: str | Path) -> dict | None:
     "The content of a JSON file, None if there is none; ValueError if it is damaged."
     path = Path(path)
@@ -51,7 +51,7 @@ def claim(run_dir: str | Path, about: Mapping) -> dict | None:
     "Make `run_dir` the folder of the run `about` (recipe, source weights, ...). Its record if it has finished. ValueError if it is another's."
     run_dir = Path(run_dir)
     known = read_json(run_dir/"config.json")
-    if known is None:
+    if known is None or not any((run_dir/name).exists() for name in ("metrics.jsonl", "checkpoint", "run.json")):   # nothing was done yet
         write_atomic(run_dir/"config.json", json.dumps(about, indent=1) + "\n")
         return None
     if changed := _conflicts(known, about):
@@ -62,7 +62,6 @@ def _conflicts(known: Mapping, about: Mapping) -> list[str]:
     if known.get("kind") != about["kind"]: return [f"it is a {known.get('kind')} run"]
     changed = differences(known.get("recipe", {}), about["recipe"])
     if known.get("init_weights") != about.get("init_weights"): changed.append("it started from other weights")
-    if known.get("manifest_hash") != about.get("manifest_hash"): changed.append("it was trained on another corpus, or on another state of it")
     return changed
 
 # %% ../../nbs/train/05_record.ipynb #45871cde
