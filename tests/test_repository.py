@@ -114,7 +114,8 @@ def test_wheel_asks_for_no_notebook_tooling(wheel):
     metadata = message_from_string(wheel.read(next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))).decode())
     needed = {canonicalize_name(r.name) for r in map(Requirement, metadata.get_all("Requires-Dist")) if r.marker is None}
     assert "torch" in needed and not needed & NOTEBOOK_TOOLS
-    assert (metadata["License-Expression"] or metadata["License"]) == "Apache-2.0"   # newer and older setuptools and metadata["Requires-Python"] == ">=3.11"
+    assert (metadata["License-Expression"] or metadata["License"]) == "Apache-2.0"   # newer and older setuptools
+    assert metadata["Requires-Python"] == ">=3.11"
 
 def test_wheel_imports_without_notebook_tooling(wheel, tmp_path):
     wheel.extractall(tmp_path)
