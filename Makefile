@@ -41,10 +41,11 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 # --nolock: the Snakefile has a lock of its own, which a killed process cannot leave behind. A job is done again when an
 # input is newer or its parameters or its notebook's code changed (Snakefile), not when the text around them did.
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock --rerun-incomplete --keep-incomplete \
-    --rerun-triggers mtime params --scheduler greedy --quiet all
+    --rerun-triggers mtime params --scheduler greedy --quiet host progress
 
 reproduce: $(INSTALLED)
-	@$(SNAKEMAKE)
+	@mkdir -p runs/$(SCALE)
+	@$(SNAKEMAKE) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log >&2; exit 1; }
 	@[ $(SCALE) != mini ] || $(MAKE) --no-print-directory README.md
 	@echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
 

@@ -15,6 +15,7 @@ def execute(path: Path) -> None:
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    notebook.metadata.language_info = {"name": "python"}   # a kernel adds its exact version
     nbformat.write(notebook, path)
     nbdev_clean(str(path))
 

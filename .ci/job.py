@@ -1,16 +1,16 @@
-"""Run a command as one job of the Snakefile: python .ci/job.py --log FILE LABEL COMMAND ...
+"""Run a Python module as one job of the Snakefile: python .ci/job.py LOG MODULE [ARGUMENT ...]
 
 What it prints goes to the log; a line at its start, at its end and now and then its progress bar go to the terminal. It ends with
 whoever started it, so that nothing of a killed workflow goes on working unseen."""
-import argparse, os, re, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 EVERY = 20.   # seconds between two looks at the progress bar
 BAR = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*")
 
-def say(text: str, stream=sys.stdout) -> None:
+def say(text: str) -> None:
     "One line, at once."
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=stream, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 def progress(log: Path) -> str | None:
     "The last progress bar in the end of the log, without the drawing of the bar."
@@ -27,7 +27,7 @@ def stop(job: subprocess.Popen) -> None:
         try: job.wait(patience)
         except subprocess.TimeoutExpired: continue
 
-def watch(job: subprocess.Popen, label: str, log: Path) -> int:
+def watch(job: subprocess.Popen, name: str, log: Path) -> int:
     "Wait for the job while its parent lives; its exit status."
     parent, shown = os.getppid(), time.monotonic()
     while job.poll() is None:
@@ -35,29 +35,29 @@ def watch(job: subprocess.Popen, label: str, log: Path) -> int:
         if os.getppid() != parent: raise SystemExit(1)
         if time.monotonic() - shown > EVERY:
             shown = time.monotonic()
-            if bar := progress(log): say(f"{label}: {bar}")
+            if bar := progress(log): say(f"{name}: {bar}")
     return job.returncode
 
-def main() -> int:
+def label(log: Path) -> str:
+    "'[3/24] pretrained-audio-seed0': the name of the log, and its place among all steps."
+    steps = os.environ.get("AVMAE_STEPS", log.stem).split()
+    return f"[{steps.index(log.stem) + 1}/{len(steps)}] {log.stem}"
+
+def main(log: Path, *module: str) -> int:
     "Start the job, watch it, say how it ended."
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("label")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    given = parser.parse_args()
-    given.log.parent.mkdir(parents=True, exist_ok=True)
-    say(f"{given.label} ...")
-    begin = time.monotonic()
+    begin, name = time.monotonic(), label(log)
+    say(f"{name} ...")
     for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.default_int_handler)
-    with open(given.log, "wb") as log: job = subprocess.Popen(given.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try: status = watch(job, given.label, given.log)
+    with open(log, "wb") as file:
+        job = subprocess.Popen([sys.executable, "-m", *module], stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try: status = watch(job, name, log)
     except KeyboardInterrupt: status = 130
     finally: stop(job)
-    if status == 130: say(f"{given.label}: interrupted; the same command goes on from here", sys.stderr)
+    if status == 130: say(f"{name}: interrupted; the same command goes on from here")
     elif status:
-        lines = given.log.read_text(errors="replace").splitlines()
-        say(f"{given.label}: failed. The end of {given.log}:\n" + "\n".join(f"    {line}" for line in lines[-12:]), sys.stderr)
-    else: say(f"{given.label}: done in {time.monotonic() - begin:.0f} s")
+        lines = log.read_text(errors="replace").splitlines()
+        say(f"{name}: failed. The end of {log}:\n" + "\n".join(f"    {line}" for line in lines[-12:]))
+    else: say(f"{name}: done in {time.monotonic() - begin:.0f} s")
     return status
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__": sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
