@@ -64,11 +64,13 @@ def read_csv(path: str | Path, names: Sequence[str] | None = None) -> pa.Table:
     "A csv file as a table of strings; `names` are the columns of a file that has no header line."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such csv file; name the file that lists the clips.")
-    with path.open(encoding="utf-8-sig", newline="") as lines: header = names or next(csv.reader(lines), [])
-    convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=False)
-    try: table = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(column_names=names), pyarrow.csv.ParseOptions(newlines_in_values=True), convert)
-    except pa.ArrowInvalid as error: raise ValueError(f"{path}: this csv file cannot be read ({error}).") from None
-    if table.num_rows == 0: raise ValueError(f"{path}: the csv file lists no clip.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines: header = names or next(csv.reader(lines), [])
+        convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=False)
+        table = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(column_names=names), pyarrow.csv.ParseOptions(newlines_in_values=True), convert)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: this csv file cannot be read ({error}); it must be UTF-8, with as many values in every line.") from None
+    if table.num_rows == 0: raise ValueError(f"{path}: the csv file lists no clip; give each clip a line.")
     return table
 
 
@@ -102,10 +104,11 @@ class Manifest:
 
     @classmethod
     def from_columns(cls, root: str | Path, columns: dict) -> "Manifest":
-        "From columns of `SCHEMA`; those left out are null. Checks that ids are unique, and looks which files are there."
+        "From columns of `SCHEMA`, at least id and path. Checks that ids are unique, and looks which files are there. Without `split` all is for training."
         n, files = len(columns["id"]), set(media_files(root))
         here = [path in files or (Path(root) / path).is_file() for path in columns["path"]]
-        columns = {"status": ["found" if h else "missing" for h in here], "note": ["" if h else "there is no such file" for h in here], **columns}
+        columns = {"status": ["found" if h else "missing" for h in here], "note": ["" if h else "there is no such file" for h in here],
+                   "labels": [[]] * n, "split": ["train"] * n, **columns}
         table = pa.table({name: columns.get(name, pa.nulls(n, kind)) for name, kind in zip(SCHEMA.names, SCHEMA.types)}, schema=SCHEMA)
         ids = Counter(table["id"].to_pylist())
         if len(ids) < n:
@@ -168,7 +171,7 @@ class Manifest:
 
     def split(self, name: str) -> "Manifest":
         "The clips of one split."
-        if name not in self.splits: raise ValueError(f"{self.root}: there is no split {name!r} among {', '.join(map(repr, self.splits))}.")
+        if name not in self.splits: raise ValueError(f"{self.root}: there is no split {name!r} among {', '.join(map(repr, self.splits))}; choose one of these.")
         return self._where("split", [name])
 
     def readable(self, without: Sequence[str] = ()) -> "Manifest":
@@ -194,7 +197,7 @@ class Manifest:
                 chosen.add(row)
                 have.update(labels[row])
         for label in sorted({label for row in rows for label in labels[row]}):
-            if have[label] < per_class: raise ValueError(f"{self.root}: class {label!r} has {have[label]} clips in split {split!r}, fewer than {per_class}.")
+            if have[label] < per_class: raise ValueError(f"{self.root}: class {label!r} has {have[label]} clips in split {split!r}, fewer than {per_class}; ask for fewer.")
         return self.take(np.array([name != split or row in chosen for row, name in enumerate(self["split"])]))
 
     @property
@@ -247,11 +250,11 @@ class Manifest:
     def load(cls, path: str | Path, root: str | Path | None = None) -> "Manifest":
         "What `save` wrote. The media lie below `root`; None: in the folder of this file."
         path = Path(path)
-        if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such manifest.")
+        if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such manifest; name a file that Manifest.save wrote.")
         try: table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error: raise ValueError(f"{path}: this is not a manifest ({error}).") from None
+        except (pa.ArrowInvalid, OSError) as error: raise ValueError(f"{path}: this is not a manifest ({error}); name a file that Manifest.save wrote.") from None
         classes = (table.schema.metadata or {}).get(b"classes")
-        if classes is None or table.column_names != SCHEMA.names: raise ValueError(f"{path}: this parquet file is not a manifest.")
+        if classes is None or table.column_names != SCHEMA.names: raise ValueError(f"{path}: this parquet file is not a manifest; name a file that Manifest.save wrote.")
         return cls(table.replace_schema_metadata(), Path(path.parent if root is None else root), tuple(json.loads(classes)))
 
 
