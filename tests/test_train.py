@@ -1,23 +1,24 @@
 "The train wing: laws of the schedule and the optimisers, recipes, checkpoints that survive anything, runs that resume to the last bit."
-import dataclasses, json, math, os, re, resource, signal, subprocess, sys, warnings
+import json, math, os, re, resource, signal, subprocess, sys
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from avmae.data.loader import Batch, make_loader
+from avmae.data.loader import Batch, TrainBatches, make_loader
 from avmae.model.avmae import AVMAE, AVMAEConfig
 from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train import engine, step as steps
 from avmae.train.checkpoint import CheckpointError, checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
 from avmae.train.engine import Interrupted, NonFinite, begin, fit, load_model
 from avmae.train.evaluate import evaluate, scores
-from avmae.train.feed import open_corpus, open_manifest, train_data, write_smoke_corpus
+from avmae.train.feed import open_corpus, open_manifest, write_smoke_corpus
 from avmae.train.metrics import average_by, d_prime, ranking, top_k_correct
 from avmae.train.optim import (OptimConfig, build_optimizer, clip_gradients, gradient_norm, is_kernel, learning_rate,
                                rate_scales, update)
-from avmae.train.recipes import RECIPES, CorpusConfig, PretrainRecipe, get_recipe, override, recipe_from_dict
-from avmae.train.record import config_hash, dotted, read_metrics
+from avmae.train.recipes import RECIPES, get_recipe, override, recipe_from_dict
+from avmae.train.record import config_hash, read_metrics
 from avmae.train.step import Finetuning, Pretraining, blank, budget, mixup_weights, part_of, seed_of, split
 
 
@@ -386,6 +387,24 @@ def test_a_training_clip_that_cannot_be_read_is_counted(tmp_path):
     made = recipe(str(tmp_path/"vggsound"), steps=4)
     open_manifest(made.corpus).split("train").file(3).write_bytes(b"not a movie")
     with pytest.raises(RuntimeError, match="1 of 16 clips cannot be read"): run(made, tmp_path/"run")   # above one percent
+
+def test_what_could_not_be_read_before_an_interruption_is_in_the_record(tmp_path, monkeypatch):
+    write_smoke_corpus(tmp_path/"vggsound")
+    made = recipe(str(tmp_path/"vggsound"), steps=8)
+    clips = open_manifest(made.corpus).split("train")
+    row = next(iter(TrainBatches(16, 4, made.seed, start_step=4)))[0][1]   # read in step 4, and not again
+    clips.file(row).write_bytes(b"not a movie")
+    monkeypatch.setattr(engine, "make_loader", partial(make_loader, max_failed=.1))
+    original = engine.accumulate
+    def interrupted(t, batch):
+        if t.step == 5: os.kill(os.getpid(), signal.SIGINT)
+        return original(t, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "accumulate", interrupted)
+        with pytest.raises(Interrupted, match="after step 6 of 8"): run(made, tmp_path/"run")
+    record, straight = run(made, tmp_path/"run"), run(made, tmp_path/"straight")
+    assert record["manifest"] == straight["manifest"] and record["weights"] == straight["weights"]
+    assert record["manifest"]["failures"] == {clips[row].id: "undecodable"} and record["manifest"]["coverage"]["train"] == [15, 16]
 
 @pytest.mark.parametrize("change, error, said", [
     (dict(root="{tmp}/nowhere"), FileNotFoundError, "nowhere: there is no such folder; set corpus.root"),

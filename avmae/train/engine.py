@@ -107,6 +107,7 @@ class Training:
     waited: float = 0.        # of these on reading clips
     skipped: int = 0          # steps whose loss or gradient was not finite
     bad: list = field(default_factory=list)   # ids of the latest such batches in a row
+    unread: dict = field(default_factory=dict)   # why, by id, clips could not be read so far, in all sessions
 
     @property
     def total(self) -> int: return self.recipe.total_steps(self.clips)
@@ -117,7 +118,7 @@ class Training:
         o = self.recipe.optim
         return learning_rate(self.step, peak=o.lr, warmup=self.recipe.warmup_steps(self.clips), total=self.total, final=o.final)
 
-    COUNTERS = ("step", "seconds", "waited", "skipped", "bad")
+    COUNTERS = ("step", "seconds", "waited", "skipped", "bad", "unread")
 
     def save(self, folder: Path) -> None:
         "Write a checkpoint."
@@ -209,6 +210,7 @@ def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -
             step, values = t.step, train_step(t, batch)
             clock, took = time.perf_counter(), time.perf_counter() - clock
             t.seconds, t.waited = t.seconds + took, t.waited + waited
+            t.unread |= {failure.id: failure.reason for failure in batch.failures}
             log(step=step, epoch=round(step * r.batch_size / t.clips, 3), **values, seconds=round(took, 5), waited=round(waited, 5))
             bar.set_postfix(loss=f"{values['loss']:.4g}", reading=f"{t.waited / t.seconds:.0%}", refresh=False)
             bar.update(r.batch_size)
@@ -247,9 +249,9 @@ def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress
     t = begin(recipe, manifest, len(data), where)
     t.resume(folder)
     train(t, data, folder, progress)
-    return finish(t, data, folder, source)
+    return finish(t, folder, source)
 
-def finish(t: Training, data: ClipDataset, folder: Path, source: str | None) -> dict:
+def finish(t: Training, folder: Path, source: str | None) -> dict:
     "Write the weights, then the run's record."
     r = t.recipe
     about = dict(kind=r.kind, model=r.model.to_dict(), frontend=r.frontend.to_dict(), clips=r.clips.to_dict(), classes=list(t.manifest.classes))
@@ -259,7 +261,7 @@ def finish(t: Training, data: ClipDataset, folder: Path, source: str | None) -> 
     last = read_metrics(folder)["loss"].tail(max(1, t.clips // r.batch_size))
     record = dict(name=folder.name, kind=r.kind, recipe=r.name, scale=r.scale, corpus=Path(r.corpus.root).name, seed=r.seed, modalities=list(r.modalities),
                   init_from=getattr(r, "init_from", None), init_weights=source, weights=file_digest(folder/"model.safetensors"),
-                  result={"loss": float(last.mean())}, config_hash=config_hash(r.to_dict()), manifest=about_corpus(t, data), steps=t.step, skipped=t.skipped,
+                  result={"loss": float(last.mean())}, config_hash=config_hash(r.to_dict()), manifest=about_corpus(t), steps=t.step, skipped=t.skipped,
                   seconds=round(t.seconds, 2), clips_per_second=round(t.step * r.batch_size / max(t.seconds, 1e-9), 2),
                   reading_share=round(t.waited / max(t.seconds, 1e-9), 4), parameters=sum(p.numel() for p in t.task.model.parameters()),
                   **provenance(t.device), config=r.to_dict())
@@ -269,11 +271,11 @@ def finish(t: Training, data: ClipDataset, folder: Path, source: str | None) -> 
     shutil.rmtree(folder/"checkpoint")   # the run is over; optimiser states are three quarters of the bytes
     return read_json(folder/"run.json")
 
-def about_corpus(t: Training, data: ClipDataset) -> dict:
+def about_corpus(t: Training) -> dict:
     "What corpus it was, how much of it could be read, and what could not."
     coverage = {split: list(t.manifest.coverage(split)) for split in t.manifest.splits}
-    coverage[t.recipe.corpus.train_split][0] -= len(data.failures)
-    return {"hash": t.manifest.hash, "coverage": coverage, "trained_on": t.clips, "failures": {f.id: f.reason for f in data.failures.values()}}
+    coverage[t.recipe.corpus.train_split][0] -= len(t.unread)
+    return {"hash": t.manifest.hash, "coverage": coverage, "trained_on": t.clips, "failures": t.unread}
 
 def file_digest(path: Path) -> str:
     "SHA-256 of a file."
