@@ -8,7 +8,7 @@ from avmae.data.clips import ClipConfig, ClipDataset, Window, centre_crop, rando
 from avmae.data.codec import MediaError
 from avmae.data.loader import EvalBatches, TooManyFailures, TrainBatches, epoch_order, make_loader
 from avmae.data.manifest import Manifest
-from avmae.data.media import read_audio, read_video, write_clip
+from avmae.data.media import read_audio, write_clip
 
 SMALL = ClipConfig(frames=4, stride=3, resize=24, size=16, samples=8000)
 

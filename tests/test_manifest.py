@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from avmae.data import manifest as module
-from avmae.data.manifest import SCHEMA, Manifest, Row, media_files, read_csv
+from avmae.data.manifest import SCHEMA, Manifest, Row, media_files
 from avmae.data.media import write_clip
 
 def place(root, *names):
@@ -37,6 +37,10 @@ def test_the_same_table_written_otherwise(tmp_path, content):
     place(tmp_path, "x/a.mp4")
     (tmp_path/"labels.csv").write_text(content, newline="")
     assert Manifest.from_csv(tmp_path)[0] == Row("x/a", "x/a.mp4", None, None, ["dog"], "train", "found", "", None, None, None, None)
+
+def test_a_byte_order_mark_does_not_make_numbers_of_text(tmp_path):
+    (tmp_path/"labels.csv").write_text("\ufefflabel,path,split\n007,a.mp4,train\n")
+    assert Manifest.from_csv(tmp_path)["labels"] == [["007"]]
 
 def test_columns_by_name_several_labels_and_parts_of_a_file(tmp_path):
     place(tmp_path, "P01.MP4")
