@@ -41,6 +41,22 @@ def test_splits_share_no_clip_no_background_and_no_random_stream():
     assert len(draws) == 120
 
 
+def test_one_sense_leaves_three_classes_open_and_both_leave_one():
+    assert len(set(mini.CLASSES)) == 12
+    for sense, kinds in enumerate((mini.SURFACES, mini.SOUNDS)):
+        assert [sum(pair[sense] == kind for pair in mini.CLASSES) for kind in kinds] == [3] * 4
+
+
+def test_colour_says_nothing_about_the_surface():
+    "A nearest-mean guess from the mean colour of the middle is right about one time in four."
+    clips = [mini.MiniClip(0, "train", k) for k in range(240)]
+    colours = np.stack([clip.render()[0][:, :, 30:50, 30:50].mean((0, 2, 3)) for clip in clips])
+    kinds = np.array([mini.SURFACES.index(clip.pair[0]) for clip in clips])
+    means = np.stack([colours[:120][kinds[:120] == kind].mean(0) for kind in range(4)])
+    guesses = ((colours[120:, None] - means) ** 2).sum(-1).argmin(-1)
+    assert (guesses == kinds[120:]).mean() < .25 + 3 * np.sqrt(.25 * .75 / 120)
+
+
 def test_hops_are_seen_when_the_notes_are_heard():
     starts = np.array([.4, 1.2])
     wave = mini.render_sound(np.random.default_rng(0), "ringing", starts)
@@ -52,8 +68,8 @@ def test_hops_are_seen_when_the_notes_are_heard():
     assert seen[round(.9 * mini.FPS)] == 0
 
 
-@pytest.mark.parametrize("render", [lambda rng: mini.depth_inside("blob", np.zeros(1), np.zeros(1)), lambda rng: mini.tone(rng, "barking", 440.)])
-def test_unknown_shapes_and_sounds_are_named(render):
+@pytest.mark.parametrize("render", [lambda rng: mini.pattern("spotted", np.zeros(1), np.zeros(1), 0.), lambda rng: mini.tone(rng, "barking", 440.)])
+def test_unknown_surfaces_and_sounds_are_named(render):
     with pytest.raises(ValueError, match="unknown: choose one of"): render(np.random.default_rng(0))
 
 
