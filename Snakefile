@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCALES = {   # train and test clips, recipes of avmae.train.recipes, seeds of finetuning, threads of pretraining
     "smoke": dict(clips=(16, 12), pretrain="smoke_pretrain", finetune="smoke_finetune", seeds=2, threads=1),
-    "mini": dict(clips=(1440, 480), pretrain="mini_vggsound_pretrain", finetune="mini_vggsound_finetune", seeds=3, threads=2),
+    "mini": dict(clips=(1440, 480), pretrain="mini_vggsound_pretrain", finetune="mini_vggsound_finetune", seeds=3, threads=1),
 }
 STARTS, INPUTS = ("pretrained", "scratch"), {"audiovisual": ["video", "audio"], "audio": ["audio"], "video": ["video"]}
 
@@ -69,7 +69,7 @@ rule finetune:
     params:
         command=lambda w, output: papermill(Path(output[0]).parent.name, "experiments/finetune.ipynb", recipe=plan["finetune"],
                                             run=str(Path(output[0]).parent), init_from=f"{runs}/pretrain" if w.start == "pretrained" else "",
-                                            overrides={"seed": int(w.seed), "model.modalities": INPUTS[w.inputs]}),
+                                            overrides={"seed": int(w.seed), "corpus.label_seed": int(w.seed), "model.modalities": INPUTS[w.inputs]}),
         code=code("experiments/finetune.ipynb")
     shell: start()
 

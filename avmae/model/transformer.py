@@ -21,11 +21,11 @@ class Size(NamedTuple):
     layers: int
 
 SIZES = dict(
-    nano=Size(32, 2, 64, 2), mini=Size(128, 4, 512, 4), tiny=Size(192, 3, 768, 12), small=Size(384, 6, 1536, 12),
+    nano=Size(32, 2, 64, 2), mini=Size(128, 4, 512, 3), tiny=Size(192, 3, 768, 12), small=Size(384, 6, 1536, 12),
     base=Size(768, 12, 3072, 12), large=Size(1024, 16, 4096, 24), huge=Size(1280, 16, 5120, 32))
 # METHOD.md g defines the decoders of base and large only; the others are ours
 DECODER_SIZES = dict(
-    nano=Size(16, 2, 32, 1), mini=Size(64, 4, 256, 2), tiny=Size(192, 3, 768, 4), small=Size(384, 6, 1536, 4),
+    nano=Size(16, 2, 32, 1), mini=Size(128, 8, 512, 1), tiny=Size(192, 3, 768, 4), small=Size(384, 6, 1536, 4),
     base=Size(384, 6, 1536, 4), large=Size(512, 8, 2048, 4), huge=Size(512, 8, 2048, 4))
 
 # %% ../../nbs/model/03_transformer.ipynb #327e1cca

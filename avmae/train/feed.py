@@ -78,5 +78,7 @@ def test_data(recipe: Recipe, manifest: Manifest, windows: int | None = None, pr
     return _dataset(recipe, manifest.split(recipe.corpus.test_split), train=False, windows=windows, progress=progress)
 
 def _dataset(recipe: Recipe, manifest: Manifest, *, train: bool, windows: int | None = None, progress: bool) -> ClipDataset:
+    config = clip_config(recipe, windows)
     multilabel = recipe.kind == "pretrain" or recipe.loss == "sigmoid"   # pretraining does not care how many labels a clip has
-    return ClipDataset(manifest, clip_config(recipe, windows), train=train, seed=recipe.seed, cache=recipe.cache, multilabel=multilabel, progress=progress)
+    cache = recipe.cache and (train or config.windows > 1)               # what is read once is not worth holding
+    return ClipDataset(manifest, config, train=train, seed=recipe.seed, cache=cache, multilabel=multilabel, progress=progress)
