@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 from avmae.cli import COMMANDS, gather_overrides, main, recipe_options
 from avmae.data.mini import write_mini_vggsound
+from avmae.train.engine import load_model
 from avmae.train.feed import write_smoke_corpus
 from avmae.train.recipes import RECIPES, get_recipe
 from avmae.train.record import dotted
+from published import finetuned, train_state, write
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -74,6 +76,10 @@ def test_mini_writes_a_corpus(avmae, tmp_path):
     ("pretrain mini_vggsound_pretrain --corpus.root empty --corpus.csv clips.csv --corpus.format csv --corpus.path-column file --corpus.split-column null",
      1, "none of the 1 clips can be read"),
     ("finetune smoke_finetune --init-from nowhere", 1, "does not exist: name the folder of a finished run"),
+    ("convert nowhere x.safetensors", 1, "nowhere does not exist; give the path of a downloaded checkpoint"),
+    ("convert empty/clips.csv x.safetensors", 1, "empty/clips.csv is not a checkpoint of the release"),
+    ("convert empty x.safetensors", 1, "empty is a folder"),
+    ("convert nowhere x.bin", 2, "OUT must end in .safetensors"),
     ("evaluate", 2, "at least one run"),
     ("evaluate nowhere", 1, "nowhere/run.json does not exist: the run has not finished")])
 def test_mistakes_are_one_sentence(avmae, tmp_path, line, status, said):
@@ -82,6 +88,17 @@ def test_mistakes_are_one_sentence(avmae, tmp_path, line, status, said):
     ended, out, err = avmae(*line.split())
     assert ended == status and said in err and "Traceback" not in err and not out
     if line != "pretrain": assert err.startswith("avmae: ") and len(err.splitlines()) == 1   # tyro draws what it says itself
+
+def test_convert(avmae, tmp_path):
+    (tmp_path/"checkpoint").write_bytes(b"\x81\xa6params\x80")
+    assert avmae("convert", "checkpoint", "x.safetensors") == (1, "", "avmae: checkpoint: this is not a pretraining tree: it lacks embedding_<modality>, or a decoder.")
+    write(tmp_path/"finetuned", train_state(finetuned(("rgb", "spectrogram"), 7, size=(32, 2, 64, 2)), "finetune"))
+    status, out, err = avmae("convert", "finetuned", "x.safetensors")
+    assert status == 1 and err == "avmae: finetuned: nothing in the names says where fusion starts; pass fusion_layer=."
+    status, out, err = avmae("convert", "finetuned", "x.safetensors", "--fusion-layer", 1)
+    assert (status, err) == (0, "") and out == "x.safetensors: a finetuned nano model of video and audio; left out: nothing"
+    assert load_model(tmp_path/"x.safetensors")[0].config.fused_from == 1
+    assert avmae("convert", "finetuned", "x.safetensors", "--fusion-layer", 1)[0] == 1
 
 def test_options_of_a_recipe_become_overrides():
     told = gather_overrides("finetune", ["r", "--optim.lr", "-1", "--run=x", "--clips.flip=0", "--set", "a=1", "b=2", "--init-from", "y", "--device", "cpu"])

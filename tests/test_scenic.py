@@ -1,5 +1,6 @@
 """Checkpoints of the release: translated exactly, and harmless when they are not what they claim to be."""
-import io, pickle, tracemalloc
+import io, os, pickle, subprocess, sys, tracemalloc
+from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from torch import nn
 from avmae import AVMAE, AVClassifier, AVClassifierConfig, AVMAEConfig
 from avmae.model.encoders import ENCODERS
 from avmae.model.tokens import patchify
-from avmae.scenic import (MAX_ENTRIES, ScenicError, avmae_from_scenic, classifier_from_scenic, read_checkpoint,
+from avmae.scenic import (MAX_ENTRIES, ScenicError, avmae_from_scenic, classifier_from_scenic, convert, read_checkpoint,
                           scenic_keys, to_torch)
+from avmae.train.engine import load_model
+from published import PUBLISHED, finetuned, pretrained, train_state, write
 
 NANO = dict(size="nano", patch={"video": (2, 4, 6), "audio": (4, 6)})
 STACKS = dict(early_fusion="Transformer", shared="Transformer", separate="Transformer_rgb",
@@ -148,6 +151,11 @@ def test_what_cannot_be_known_is_asked_for():
             (classifier_from_scenic, good(), "not a finetuned tree")):
         with pytest.raises(ScenicError, match=complaint): load(params)
 
+def test_names_alone_do_not_make_a_model():
+    # a small file must not ask for a hundred thousand layers
+    many = {f"Transformer_rgb/encoderblock_{i}/x": np.zeros(1) for i in range(10_000)}
+    with pytest.raises(ScenicError, match="10000 blocks, but not the 16 arrays"): avmae_from_scenic({**good(), **many})
+
 def test_overrides():
     params = good()
     assert avmae_from_scenic(params, mask_ratio={"video": .9, "audio": .7}).config.mask_ratio["audio"] == .7
@@ -198,8 +206,13 @@ def hostile() -> dict[str, bytes]:
         "pieces have no shape": kernel({"__msgpack_chunked_array__": True}),
         "pieces are numbers": kernel({**chunked((1,), []), "chunks": {"0": 1}}),
         "pieces with names": kernel({**chunked((), [np.zeros(1)]), "shape": {"a": 1}}),
+        "one name twice": b"\x81\xa6params\x82\xa1a" + packed_zeros() + b"\xa1a" + packed_zeros(),
+        "one path twice": msgpack.packb({"params": {"a/b": array(np.zeros(1)), "a": {"b": array(np.ones(1))}}}),
+        "pieces of the wrong shape": kernel(chunked((-1, -3), [np.zeros(3)])),
         "something behind": claimed([4]) + b"\x00", "invalid text": params + b"\x81\xa2\xff\xff\xc0",
         "map as key": b"\x81\x80\xc0"}
+
+def packed_zeros() -> bytes: return msgpack.packb(array(np.zeros(1)))
 
 def foreign(archive: bytes) -> dict[str, bytes]:
     return {
@@ -251,3 +264,95 @@ def test_optimiser_state_is_never_held(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally: tracemalloc.stop()
     assert sum(x.nbytes for x in params.values()) == 8e6 and peak < 14e6 < len(raw) / 2
+
+
+# ---- what was published
+
+def free_memory() -> float:
+    try: return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1e3
+    except OSError: return float("inf")
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_checkpoints_load(tmp_path, name):
+    tree, kind, expected = PUBLISHED[name]
+    state = train_state(tree, kind)
+    # what the optimiser holds is passed over, as the test of the converter's memory shows; here it would only take time
+    state |= {"opt_state": {"0": ()}} if kind == "finetune" else {"optimizer": {**state["optimizer"], "state": {"step": 7}}}
+    if free_memory() < 7e9: pytest.skip("loading a ViT-L twice takes 6 GB of memory")
+    params = read_checkpoint(write(tmp_path/"checkpoint", state))
+    assert {key: x.shape for key, x in params.items()} == tree
+    model = (avmae_from_scenic if kind == "pretrain" else classifier_from_scenic)(params)
+    for key, value in expected.items(): assert getattr(model.config, key) == value, key
+    assert model.config.size == "large" and model.config.stack_size == (1024, 16, 4096, 24)
+    assert kind == "finetune" or model.config.decoder_size == (512, 8, 2048, 4)
+    assert all(p.device.type == "cpu" and not p.any() for p in model.parameters())
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from avmae import cli, scenic
+import avmae.train.engine
+held = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1e3
+before, status = held("VmRSS"), cli.main(["convert", *sys.argv[1:]])
+print(held("VmHWM") - before)
+sys.exit(status)
+"""
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not say how much memory a process has held")
+def test_the_converter_needs_little_more_than_the_model(tmp_path):
+    # 2.4 GB of train state, 1.2 GB of them weights
+    if free_memory() < 7e9: pytest.skip("converting a ViT-L takes up to 5 GB of memory")
+    path = write(tmp_path/"checkpoint", train_state(*PUBLISHED["vggsound_selfsup_audiovisual_finetuned_audio"][:2]))
+    done = subprocess.run([sys.executable, "-c", MEASURE, path, tmp_path/"out.safetensors"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 4e9 + (tmp_path/"out.safetensors").stat().st_size
+
+
+# ---- converting
+
+SMALL = dict(size=(32, 2, 64, 4), patch=(2, 4, 6))
+
+@pytest.mark.parametrize("kind, tree, options, ignored", (
+    ("pretrain", pretrained({"Transformer": 4}, ("rgb", "spectrogram"), decoder=(16, 2, 32, 1), **SMALL), dict(encoder="early_fusion", decoder="joint"), []),
+    ("finetune", finetuned(("spectrogram",), 7, 3, "embedding_spectrogram", **SMALL), {}, ["bottleneck"])))
+def test_converted_files_are_like_finished_runs(tmp_path, kind, tree, options, ignored):
+    path, out = write(tmp_path/"checkpoint", train_state(tree, kind)), tmp_path/"model.safetensors"
+    about = convert(path, out, **options)
+    model, said = load_model(out)
+    assert said["kind"] == about["kind"] == kind and said["source"] == {"checkpoint": "checkpoint", "ignored": ignored}
+    assert not model.training and {"model", "frontend", "clips", "classes"} <= said.keys()
+    for key, value in options.items(): assert getattr(model.config, key) == value
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+def test_a_finetuned_model_starts_from_a_converted_one(tmp_path):
+    source = random_model(autoencoder(encoder="separate"))
+    state = {"params": nested_arrays(tree(source))}
+    (tmp_path/"checkpoint").write_bytes(msgpack.packb(state))
+    convert(tmp_path/"checkpoint", tmp_path/"model.safetensors")
+    found, _ = load_model(tmp_path/"model.safetensors")
+    model = classifier(num_classes=5)
+    model.init_from(found)
+    assert same_weights(found, source) and torch.equal(model.embed.patch["audio"].weight, source.embed.patch["audio"].weight)
+
+def nested_arrays(flat: dict) -> dict:
+    found = {}
+    for key, x in flat.items():
+        *path, leaf = key.split("/")
+        branch = found
+        for part in path: branch = branch.setdefault(part, {})
+        branch[leaf] = array(x)
+    return found
+
+def test_nothing_is_replaced_or_left_half_written(tmp_path, monkeypatch):
+    path = write(tmp_path/"checkpoint", train_state(finetuned(("rgb",), 7, **SMALL), "finetune"))
+    (tmp_path/"there.safetensors").write_text("precious")
+    with pytest.raises(FileExistsError, match="exists already"): convert(path, tmp_path/"there.safetensors")
+    with pytest.raises(FileNotFoundError, match="not a folder"): convert(path, tmp_path/"nowhere"/"x.safetensors")
+    with pytest.raises(ScenicError, match="checkpoint: .*'encoder'"): convert(path, tmp_path/"x.safetensors", encoder="shared")
+    def full(path, *_):
+        Path(path).write_text("half")
+        raise OSError("No space left on device")
+    monkeypatch.setattr("avmae.scenic.save_weights", full)
+    with pytest.raises(OSError, match="x.safetensors cannot be written .*No space left"): convert(path, tmp_path/"x.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "there.safetensors"]
