@@ -96,7 +96,7 @@ rule figure_reconstruction:
     output: *results("figure_reconstruction.png", "figure_reconstruction.svg")
     log: f"{runs}/logs/figure_reconstruction.log"
     params:
-        command=papermill("figure_reconstruction", "paper/figure_reconstruction.ipynb", run=f"{runs}/pretrain", out=figures, clips=3),
+        command=papermill("figure_reconstruction", "paper/figure_reconstruction.ipynb", run=f"{runs}/pretrain", out=figures, clips=4),
         code=code("paper/figure_reconstruction.ipynb")
     shell: start()
 

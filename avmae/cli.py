@@ -8,7 +8,7 @@ __all__ = ['Recipe', 'Run', 'Set', 'Start', 'Device', 'Runs', 'Windows', 'Split'
            'convert', 'UsageError', 'gather_overrides', 'field_notes', 'recipe_options', 'main']
 
 # %% ../nbs/cli.ipynb #8c7d1df6
-import difflib, os, re, sys, warnings
+import difflib, errno, os, re, sys, warnings
 from collections.abc import Callable
 from typing import Annotated, Literal
 import tyro
@@ -167,7 +167,7 @@ def main(args: list[str] | None = None) -> int:
         return _say(f"{stop}" or "stopped; what was finished is kept, the same command goes on from there.", 128 + getattr(stop, "number", 2))
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("AVMAE_DEBUG") or not _is_ours(error): raise
-        return _say(f"{error}", 1)
+        return _say(_sentence(error), 1)
     return 0
 
 def _is_ours(error: Exception) -> bool:
@@ -175,3 +175,8 @@ def _is_ours(error: Exception) -> bool:
     return not isinstance(error, RuntimeError) or type(error).__module__.startswith("avmae.") or "OutOfMemory" in type(error).__name__
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+
+def _sentence(error: Exception) -> str:
+    if not (isinstance(error, OSError) and error.strerror and error.filename): return str(error)
+    if error.errno == errno.ENOSPC: return f"{error.filename}: the disk is full; make room and run the same command again, what was finished is kept."
+    return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}."

@@ -1,5 +1,5 @@
 "The command line: one sentence for what goes wrong, an exit status that tells, and nothing lost by Ctrl-C."
-import inspect, json, os, signal, subprocess, sys, time
+import errno, inspect, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from avmae.cli import COMMANDS, gather_overrides, main, recipe_options
@@ -121,6 +121,13 @@ def test_a_mistake_of_the_program_is_not_hidden(monkeypatch):
     def broken(): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     monkeypatch.setitem(COMMANDS, "recipes", broken)
     with pytest.raises(RuntimeError, match="mat1"): main(["recipes"])
+
+@pytest.mark.parametrize("number, said", [(errno.ENOSPC, "a.mp4: the disk is full; make room and run the same command again, what was finished is kept."),
+                                          (errno.EACCES, "a.mp4: permission denied.")])
+def test_errors_of_the_system_name_the_file_and_the_remedy(avmae, monkeypatch, number, said):
+    def full(): raise OSError(number, os.strerror(number), "a.mp4")
+    monkeypatch.setitem(COMMANDS, "recipes", full)
+    assert avmae("recipes") == (1, "", f"avmae: {said}")
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_so_and_the_run_goes_on(corpus, tmp_path, number, status):
