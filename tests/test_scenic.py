@@ -85,9 +85,11 @@ def test_autoencoders_are_recognised(encoder, decoder, options):
         assert getattr(found.config, key) == getattr(model.config, key)
 
 @pytest.mark.parametrize("m", ("video", "audio"))
-def test_one_modality_needs_no_hint(m):
-    model = random_model(autoencoder(modalities=(m,), encoder="shared"))
-    assert same_weights(avmae_from_scenic(tree(model)), model)
+@pytest.mark.parametrize("encoder", ("shared", "separate", "mid_fusion"))   # the release does not say which it was for audio alone
+def test_one_modality_needs_no_hint(m, encoder):
+    model = random_model(autoencoder(modalities=(m,), encoder=encoder, layers=4))
+    found = avmae_from_scenic(tree(model))
+    assert same_weights(found, model) and found.config.encoder == encoder
 
 @pytest.mark.parametrize("modalities", (("video", "audio"), ("video",), ("audio",)))
 @pytest.mark.parametrize("spelling", ("embedding_spec/", "embedding_spectrogram/"))
