@@ -46,7 +46,7 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock -
 reproduce: $(INSTALLED)
 	@mkdir -p runs/$(SCALE)
 	@$(SNAKEMAKE) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log >&2; exit 1; }
-	@[ $(SCALE) != mini ] || $(MAKE) --no-print-directory README.md
+	@[ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
 	@echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
 
 README.md: nbs/index.ipynb paper_figures/mini/runs.csv | $(INSTALLED)

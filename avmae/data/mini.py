@@ -7,7 +7,7 @@ __all__ = ['SURFACES', 'SOUNDS', 'CLASSES', 'FPS', 'RATE', 'SECONDS', 'SIDE', 'P
            'render_video', 'tone', 'noise', 'render_sound', 'MiniClip', 'write_mini_vggsound']
 
 # %% ../../nbs/data/02_mini.ipynb #0cd75ad7
-import base64, csv, hashlib, os
+import base64, csv, hashlib, math, os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -57,7 +57,7 @@ def hop(times: np.ndarray, starts: np.ndarray, seconds: float = .24) -> np.ndarr
     return np.where((phase >= 0) & (phase < 1), 4 * phase * (1 - phase), 0).max(1)
 
 
-def _turned(angle, u, v): return np.cos(angle) * u + np.sin(angle) * v, np.cos(angle) * v - np.sin(angle) * u
+def _turned(angle, u, v): return math.cos(angle) * u + math.sin(angle) * v, math.cos(angle) * v - math.sin(angle) * u
 
 
 def _paint(video, depth_thw, colour):
@@ -67,7 +67,7 @@ def _paint(video, depth_thw, colour):
 
 
 def _stick(rng, x, y, t):
-    (px, py), (vx, vy) = rng.uniform(0, SIDE, 2), rng.uniform(-12, 12, 2)
+    (px, py), (vx, vy) = rng.uniform(0, SIDE, 2).tolist(), rng.uniform(-12, 12, 2).tolist()
     along, across = _turned(rng.uniform(0, np.pi), x - px - vx * t, y - py - vy * t)
     return np.minimum(rng.uniform(1.5, 3.5) - abs(across), rng.uniform(10, 22) - abs(along))
 
@@ -80,13 +80,13 @@ def _colour_unlike(rng, other, distance):
 
 def _object(rng, surface, starts, x, y, t, behind):
     "Depth [t,h,w] and colours [t,h,w,c] of the object that hops."
-    (cx, cy), (vx, vy) = rng.uniform(31, SIDE - 31, 2), rng.uniform(-5, 5, 2)
-    height = rng.uniform(4, 10) * hop(t.ravel(), starts)[:, None, None]
+    (cx, cy), (vx, vy) = rng.uniform(31, SIDE - 31, 2).tolist(), rng.uniform(-5, 5, 2).tolist()
+    height = rng.uniform(4, 10) * hop(t.ravel(), starts)[:, None, None].astype(np.float32)
     u, v = _turned(rng.uniform(-.06, .06), x - cx - vx * t, y - cy - vy * t + height)
     size, first = rng.uniform(21, 31), _colour_unlike(rng, behind, .35)
-    second, disc, mirror = _colour_unlike(rng, first, .5), rng.random() < .5, rng.choice([-1., 1.])
+    second, disc, mirror = _colour_unlike(rng, first, .5), rng.random() < .5, rng.choice([-1., 1.]).item()
     depth = size - np.hypot(u, v) if disc else .85 * size - np.maximum(abs(u), abs(v))
-    weight = pattern(surface, mirror * u, v, rng.uniform(0, 2 * np.pi))[..., None].astype(np.float32)
+    weight = pattern(surface, mirror * u, v, rng.uniform(0, 2 * np.pi))[..., None]
     return depth, second + weight * (first - second)
 
 
@@ -96,9 +96,9 @@ def render_video(rng: np.random.Generator, surface: str, starts: np.ndarray) -> 
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) + .5
     picture = background(rng)
     video = np.broadcast_to(picture, (len(t), SIDE, SIDE, 3))
-    for _ in range(rng.integers(0, 3)): video = _paint(video, _stick(rng, x, y, t).astype(np.float32), rng.uniform(0, 1, 3).astype(np.float32))
+    for _ in range(rng.integers(0, 3)): video = _paint(video, _stick(rng, x, y, t), rng.uniform(0, 1, 3).astype(np.float32))
     depth, colours = _object(rng, surface, starts, x, y, t, picture.mean((0, 1)))
-    video = _paint(video, depth.astype(np.float32), colours)
+    video = _paint(video, depth, colours)
     video = video + np.float32(rng.uniform(.005, .03)) * rng.standard_normal(video.shape, dtype=np.float32)
     return (video.clip(0, 1) * 255).astype(np.uint8).transpose(0, 3, 1, 2)
 
