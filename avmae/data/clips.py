@@ -19,6 +19,7 @@ import torch
 from torchvision.transforms.v2 import functional as vision
 from tqdm.auto import tqdm
 
+from .augment import check_range, scale_jitter
 from .codec import MediaError, shown_at
 from .manifest import Manifest
 from .media import Clip, Media, wrapped
@@ -37,11 +38,14 @@ class ClipConfig:
     samples: int = 128000            # 8 s
     rate: int = 16000
     flip: float = .5                 # probability, in training
+    scale_jitter: tuple[float, float] | None = None   # in training, height and width times a factor each from this range, before the cut; None: not
     windows: int = 1                 # in evaluation: so many, evenly spread over the clip
 
     def __post_init__(self):
         if not self.frames and not self.samples: raise ValueError("ClipConfig has frames=0 and samples=0: there is nothing to read.")
-        if self.frames and self.size > (smallest := min(self.short_side(True), self.short_side(False))):
+        if self.scale_jitter is not None: check_range("clips.scale_jitter", self.scale_jitter)
+        least = 1. if self.scale_jitter is None else self.scale_jitter[0]
+        if self.frames and self.size > (smallest := min(int(least * self.short_side(True)), self.short_side(False))):
             raise ValueError(f"ClipConfig cuts size={self.size} out of a short side of {smallest}: make it smaller or `resize` larger.")
 
     def short_side(self, train: bool) -> int:
@@ -57,7 +61,7 @@ class ClipConfig:
         for key in sorted(values.keys() - set(known)):
             close = difflib.get_close_matches(key, known) or known
             raise ValueError(f"ClipConfig has no field {key!r}; there is {', '.join(close)}.")
-        return cls(**values)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})   # JSON has no tuples
 
 # %% ../../nbs/data/03_clips.ipynb #ef77fe97
 def sample_rng(seed: int, epoch: int, id: str) -> np.random.Generator:
@@ -175,7 +179,7 @@ class Failure(NamedTuple):
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """The readable clips of a manifest. Training: per (epoch, clip) a random window, crop and flip. Evaluation: the window in the middle, or
+    """The readable clips of a manifest. Training: per (epoch, clip) a random window, scale, crop and flip. Evaluation: the window in the middle, or
     each of `config.windows` windows as a sample of its own, with the same id. `dataset[epoch, index]`, or `dataset[index]` in epoch 0;
     `MediaError` if a clip cannot be read. `cache` decodes everything into memory first (see `ClipCache`)."""
 
@@ -232,5 +236,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def _cut(self, video_tchw, rng):
         if video_tchw is None: return None
-        size = self.config.size
-        return (random_crop_flip(video_tchw, size, self.config.flip, rng) if self.train else centre_crop(video_tchw, size)).contiguous()
+        c = self.config
+        if not self.train: return centre_crop(video_tchw, c.size).contiguous()
+        if c.scale_jitter is not None: video_tchw = scale_jitter(video_tchw, c.scale_jitter, rng)
+        return random_crop_flip(video_tchw, c.size, c.flip, rng).contiguous()
