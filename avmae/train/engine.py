@@ -89,6 +89,7 @@ def start_from(model: AVClassifier, recipe: Recipe) -> None:
     source, about = load_model(recipe.init_from)
     if about["kind"] != "pretrain": raise ValueError(f"{recipe.init_from} is a finetuned classifier; init_from takes a pretraining run.")
     model.init_from(source)
+    if "audio" in recipe.modalities: model.embed.patch["audio"].weight.data.mul_(recipe.init_audio_scale)
     if "audio" in recipe.modalities and about["frontend"] != json.loads(json.dumps(recipe.frontend.to_dict())):
         warnings.warn(f"{recipe.init_from} was pretrained with another frontend than this recipe's; the spectrograms differ.", stacklevel=2)
 
