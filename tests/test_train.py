@@ -1,12 +1,11 @@
 "The train wing: laws of the schedule and the optimisers, recipes, checkpoints that survive anything, runs that resume to the last bit."
 import json, math, os, re, resource, signal, subprocess, sys
-from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from avmae.data.loader import Batch, TrainBatches, make_loader
+from avmae.data.loader import Batch, TooManyFailures, TrainBatches
 from avmae.model.avmae import AVMAE, AVMAEConfig
 from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train import engine, step as steps
@@ -390,11 +389,10 @@ def test_a_training_clip_that_cannot_be_read_is_counted(tmp_path):
 
 def test_what_could_not_be_read_before_an_interruption_is_in_the_record(tmp_path, monkeypatch):
     write_smoke_corpus(tmp_path/"vggsound")
-    made = recipe(str(tmp_path/"vggsound"), steps=8)
+    made = recipe(str(tmp_path/"vggsound"), steps=8, max_failed=.1)
     clips = open_manifest(made.corpus).split("train")
     row = next(iter(TrainBatches(16, 4, made.seed, start_step=4)))[0][1]   # read in step 4, and not again
     clips.file(row).write_bytes(b"not a movie")
-    monkeypatch.setattr(engine, "make_loader", partial(make_loader, max_failed=.1))
     original = engine.accumulate
     def interrupted(t, batch):
         if t.step == 5: os.kill(os.getpid(), signal.SIGINT)
@@ -471,3 +469,16 @@ def test_metrics_against_their_definitions():
     rows = torch.randint(0, 5, (40,), generator=generator)
     mean = average_by(rows, logits[:40], 5)
     torch.testing.assert_close(mean[3], logits[:40][rows == 3].mean(0))
+
+def test_a_run_goes_on_past_bad_clips_if_the_recipe_allows_them(tmp_path):
+    root = tmp_path/"vggsound"
+    write_smoke_corpus(root)
+    victim = sorted((root/"clips").glob("*.mp4"))
+    train_ids = {line.split(",")[0] for line in (root/"vggsound.csv").read_text().splitlines() if line.endswith("train")}
+    broken = next(path for path in victim if path.name[:11] in train_ids)
+    broken.write_bytes(b"no media at all")
+    values = {"corpus.root": str(root), "cache": False}
+    with pytest.raises(TooManyFailures, match="raise max_failed"): fit(get_recipe("smoke_pretrain", **values), tmp_path/"run", device="cpu", progress=False)
+    record = fit(get_recipe("smoke_pretrain", **values, max_failed=.1), tmp_path/"run", device="cpu", progress=False)
+    assert list(record["manifest"]["failures"]) == [broken.stem] and record["manifest"]["coverage"]["train"] == [15, 16]
+    with pytest.raises(ValueError, match="max_failed is a fraction"): get_recipe("smoke_pretrain", max_failed=2)

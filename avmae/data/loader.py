@@ -139,7 +139,7 @@ class Loader:
             why = f"more than max_failed={self.max_failed:g} allows" if many else "among them a whole batch"
             some = "; ".join(f"{failure.id}: {failure.detail}" for failure in failures[:3])
             raise TooManyFailures(f"{len(failures)} of {n} clips cannot be read, {why}: {some}"
-                                  f"{'; ...' if len(failures) > 3 else ''}. Manifest.check(thorough=True) finds them all.")
+                                  f"{'; ...' if len(failures) > 3 else ''}. Leave them out of the corpus (Manifest.check(thorough=True) finds them all) or raise max_failed.")
 
 
 def make_loader(dataset: ClipDataset, batch_size: int, *, workers: int = 0, start_step: int = 0, steps: int | None = None,

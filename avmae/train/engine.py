@@ -204,7 +204,7 @@ def progress_bar(t: Training, shown: bool) -> tqdm:
 def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -> None:
     "Run `t` to its last step. Interrupted, after saving, if a signal comes; NonFinite, with the ids in nonfinite.json, if it diverges."
     r = t.recipe
-    loader = make_loader(data, r.batch_size, workers=r.workers, start_step=t.step, steps=t.total - t.step)
+    loader = make_loader(data, r.batch_size, workers=r.workers, start_step=t.step, steps=t.total - t.step, max_failed=r.max_failed)
     with stop_flag() as stopped, MetricsLog(folder, t.step) as log, progress_bar(t, progress) as bar:
         clock = time.perf_counter()
         for batch, waited in timed(loader, stopped):

@@ -64,6 +64,7 @@ class Recipe(Config):
     seed: int = 0
     workers: int = 0                     # processes that read clips; 0: the training process itself
     cache: bool = False                  # decode all clips into memory once (small corpora)
+    max_failed: float = .01              # largest fraction of unreadable training clips; a run that meets more of them stops
     checkpoint_every: int = 500          # steps
 
     def __post_init__(self):
@@ -73,6 +74,7 @@ class Recipe(Config):
             raise ValueError(f"accumulate={self.accumulate} parts of equal size cannot make a batch of {self.batch_size}.")
         if self.clips.rate != self.frontend.sample_rate:
             raise ValueError(f"clips.rate is {self.clips.rate} Hz, but frontend.sample_rate is {self.frontend.sample_rate}.")
+        if not 0 <= self.max_failed <= 1: raise ValueError(f"max_failed is a fraction from 0 to 1, not {self.max_failed}.")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -291,10 +293,10 @@ def vggsound_pretrain() -> PretrainRecipe:
 def vggsound_finetune() -> FinetuneRecipe:
     """Data: VGGSound, 172,427 clips, 309 classes. Cost: ViT-L, 134,700 steps of 64 clips. Published top-1: audio 57.2, video 50.3, both 65.0.
     As in the release, time masks are inert (`time_mask_ratio=1` turns them on), the spectrogram is not normalised (`frontend.mean`, `frontend.std`), and the
-    pretrained patch embedding of the sound counts three times, for the three channels that the release makes of a spectrogram (`init_audio_scale=1`: once)."""
+    pretrained patch embedding of the sound is taken as it is; in the release it counts three times, for three equal channels (`init_audio_scale=3`)."""
     model = AVClassifierConfig(size="large", num_classes=309, bottlenecks=4, fusion_layer=16, drop_path=.3)
     return FinetuneRecipe(corpus=VGGSOUND, clips=ClipConfig(**PAPER_FINETUNE, samples=128_000), model=model, optim=OptimConfig(**PAPER_SGD, lr=.8),
-                          batch_size=64, epochs=50, init_audio_scale=3., freq_masks=1, freq_mask_bins=48, **PAPER_REGULARISED)
+                          batch_size=64, epochs=50, freq_masks=1, freq_mask_bins=48, **PAPER_REGULARISED)
 
 @recipe
 def audioset_pretrain() -> PretrainRecipe:
@@ -367,10 +369,10 @@ EPIC_KITCHENS = CorpusConfig(root="corpora/epic_kitchens", format="manifest", cs
 def epic_kitchens_finetune() -> FinetuneRecipe:
     """Data: Epic-Kitchens-100, 97 verbs and 300 nouns; start from `vggsound_pretrain` or `audioset_pretrain`. Cost: ViT-L, 50 epochs in steps of 64 clips.
     Published verb / noun / action top-1: both 71.4 / 56.4 / 46.0, video 70.8 / 55.9 / 45.8, audio 52.7 / 27.2 / 19.7.
-    Not released: derived from `vggsound_finetune`, all numbers of which it keeps but the classes and `init_audio_scale`, which is 1."""
+    Not released: derived from `vggsound_finetune`, all numbers of which it keeps but the classes."""
     base = vggsound_finetune()
     model = dataclasses.replace(base.model, num_classes={"verb": 97, "noun": 300})
-    return dataclasses.replace(base, corpus=EPIC_KITCHENS, model=model, init_audio_scale=1.)
+    return dataclasses.replace(base, corpus=EPIC_KITCHENS, model=model)
 
 @recipe
 def epic_kitchens_finetune_audio() -> FinetuneRecipe:

@@ -22,7 +22,7 @@ def dotted(values: Mapping, prefix: str = "") -> dict:
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
 
-NO_EFFECT = ("corpus.root", "workers", "cache", "checkpoint_minutes", "init_from")  # init_from: its weights are hashed instead
+NO_EFFECT = ("corpus.root", "workers", "cache", "max_failed", "checkpoint_every", "init_from")  # init_from: its weights are hashed instead
 
 def same_numbers(recipe: Mapping) -> dict:
     "The dotted recipe without the fields that cannot change the result; tuples as lists, as JSON has them."
