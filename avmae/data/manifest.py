@@ -60,16 +60,20 @@ class Row(NamedTuple):
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".mpg", ".mpeg", ".ogv", ".m4v", ".wav", ".m4a", ".mp3", ".ogg", ".flac")
 
 
-def read_csv(path: str | Path, names: Sequence[str] | None = None) -> pa.Table:
-    "A csv file as a table of strings; `names` are the columns of a file that has no header line."
-    path = Path(path)
+def read_csv(path: str | Path, names: Sequence[str] | None = None, *, skip: int = 0, content: bytes | None = None) -> pa.Table:
+    """A csv file as a table of strings; `names` are the columns of a file that has no header line, `skip` the lines before the first one
+    that counts, `content` what to read in place of the file's bytes."""
+    path, bad = Path(path), []
     if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such csv file; name the file that lists the clips.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines: header = names or next(csv.reader(lines), [])
         convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=False)
-        table = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(column_names=names), pyarrow.csv.ParseOptions(newlines_in_values=True), convert)
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda row: bad.append(row) or "error")
+        read = pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip, use_threads=False)   # one thread knows the number of a line
+        table = pyarrow.csv.read_csv(path if content is None else pa.BufferReader(content), read, parse, convert)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: this csv file cannot be read ({error}); it must be UTF-8, with as many values in every line.") from None
+        why = f", line {bad[0].number}: there are {bad[0].actual_columns} values instead of {bad[0].expected_columns}" if bad else f": this csv file cannot be read ({error})"
+        raise ValueError(f"{path}{why}; it must be UTF-8, with as many values in every line.") from None
     if table.num_rows == 0: raise ValueError(f"{path}: the csv file lists no clip; give each clip a line.")
     return table
 
@@ -91,30 +95,31 @@ def media_files(root: str | Path) -> list[str]:
     "Every media file at any depth below `root`, relative to it, sorted."
     root = Path(root)
     if not root.is_dir(): raise FileNotFoundError(f"{root}: there is no such folder; name the folder that holds the media files.")
-    found = [(Path(folder) / name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names]
-    return sorted(name for name in found if name.lower().endswith(MEDIA_SUFFIXES) and "/." not in f"/{name}")
+    inside = lambda folder: folder[len(str(root)):].strip(os.sep).replace(os.sep, "/")   # for two million files, Path is slow
+    found = [f"{inside(folder)}/{name}".lstrip("/") for folder, _, names in os.walk(root) for name in names if name.lower().endswith(MEDIA_SUFFIXES)]
+    return sorted(name for name in found if "/." not in f"/{name}")
 
 # %% ../../nbs/data/01_manifest.ipynb #0a266e0f
 @dataclass(frozen=True)
 class Manifest:
-    "An immutable table of clips (`SCHEMA`) below the folder `root`; `classes`: the label names of the whole corpus, sorted."
+    """An immutable table of clips (`SCHEMA`) below the folder `root`; `classes`: the label names of the whole corpus, in the order of its
+    official list if it has one, otherwise sorted."""
     table: pa.Table
     root: Path
     classes: tuple[str, ...]
 
     @classmethod
-    def from_columns(cls, root: str | Path, columns: dict) -> "Manifest":
-        "From columns of `SCHEMA`, at least id and path. Checks that ids are unique, and looks which files are there. Without `split` all is for training."
-        n, files = len(columns["id"]), set(media_files(root))
-        here = [path in files or (Path(root) / path).is_file() for path in columns["path"]]
-        columns = {"status": ["found" if h else "missing" for h in here], "note": ["" if h else "there is no such file" for h in here],
-                   "labels": [[]] * n, "split": ["train"] * n, **columns}
+    def from_columns(cls, root: str | Path, columns: dict, classes: Sequence[str] | None = None) -> "Manifest":
+        """From columns of `SCHEMA`, at least id and path. Checks that ids are unique, and, where no `status` says it, looks which files are there.
+        Without `split` all is for training. `classes`: all there are, in their order; None: those that occur, sorted."""
+        n = len(columns["id"])
+        looked = {} if "status" in columns else _presence(root, columns["path"])
+        columns = {"note": [""] * n, "labels": [[]] * n, "split": ["train"] * n, **looked, **columns}
         table = pa.table({name: columns.get(name, pa.nulls(n, kind)) for name, kind in zip(SCHEMA.names, SCHEMA.types)}, schema=SCHEMA)
-        ids = Counter(table["id"].to_pylist())
-        if len(ids) < n:
-            raise ValueError(f"{root}: {n - len(ids)} clips have the id of another, such as {ids.most_common(1)[0][0]!r}; ids must be unique.")
-        names = pc.unique(pc.list_flatten(table["labels"])).to_pylist()
-        return cls(table.combine_chunks(), Path(root), tuple(sorted(names)))
+        if twice := n - len(pc.unique(table["id"])):
+            raise ValueError(f"{root}: {twice} clips have the id of another, such as {Counter(table['id'].to_pylist()).most_common(1)[0][0]!r}; ids must be unique.")
+        if classes is None: classes = sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
+        return cls(table.combine_chunks(), Path(root), tuple(classes))
 
     @classmethod
     def from_csv(cls, root: str | Path, csv: str | Path = "labels.csv", *, path: str = "path", label: str | None = "label",
@@ -135,14 +140,9 @@ class Manifest:
 
     @classmethod
     def from_vggsound(cls, csv: str | Path, root: str | Path) -> "Manifest":
-        """The official `vggsound.csv` (no header; YouTube id, start second, label, split). The clips of ten seconds are files
-        `<id>_<start, six digits>`, with any media suffix and in any folder below `root`."""
-        table, by_stem = read_csv(csv, ["youtube_id", "start", "label", "split"]), {}
-        for name in media_files(root): by_stem.setdefault(Path(name).stem, name)   # sorted, so .mp4 comes before .webm
-        try: ids = [f"{video}_{int(start):06d}" for video, start in zip(table["youtube_id"].to_pylist(), table["start"].to_pylist())]
-        except ValueError as error: raise ValueError(f"{csv}: the second column must be the start in whole seconds ({error}).") from None
-        return cls.from_columns(root, {"id": ids, "path": [by_stem.get(id, f"{id}.mp4") for id in ids],
-                                       "labels": [[label] for label in table["label"].to_pylist()], "split": table["split"]})
+        "The official `vggsound.csv`; see `avmae.data.corpora.read_vggsound`."
+        from avmae.data.corpora import read_vggsound
+        return read_vggsound(csv, root)
 
     def __len__(self) -> int: return self.table.num_rows
     def __iter__(self) -> Iterator[Row]: return (self[i] for i in range(len(self)))
@@ -256,6 +256,12 @@ class Manifest:
         classes = (table.schema.metadata or {}).get(b"classes")
         if classes is None or table.column_names != SCHEMA.names: raise ValueError(f"{path}: this parquet file is not a manifest; name a file that Manifest.save wrote.")
         return cls(table.replace_schema_metadata(), Path(path.parent if root is None else root), tuple(json.loads(classes)))
+
+
+def _presence(root, paths):
+    files = set(media_files(root))
+    here = [path in files or (Path(root) / path).is_file() for path in paths]
+    return {"status": ["found" if h else "missing" for h in here], "note": ["" if h else "there is no such file" for h in here]}
 
 
 def _look(path, thorough, checksum, min_seconds):
