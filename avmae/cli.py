@@ -36,11 +36,11 @@ Encoder = _option(Literal["early_fusion", "shared"] | None, "NAME", "early_fusio
 Decoder = _option(Literal["joint"] | None, "NAME", "joint, where one decoder read both modalities at once", "shared or separate, read off")
 Fusion = _option(int | None, "LAYER", "the first layer of a classifier that exchanges bottlenecks", "that of the published models")
 
-def mini(folder: _option(Positional[str], "DIR", "folder to write into"), corpus: Literal["vggsound"] = "vggsound",
+def mini(folder: _option(Positional[str], "DIR", "folder to write into"), corpus: Literal["vggsound", "audioset", "epic_kitchens"] = "vggsound",
          train: Train = 1440, test: Test = 480, seed: Seed = 0) -> None:
-    "Write a miniature corpus into DIR: real media files of 2 s and the official annotation file."
-    from avmae.data.mini import write_mini_vggsound
-    print(write_mini_vggsound(folder, train=train, test=test, seed=seed))
+    "Write a miniature corpus into DIR: real media files and the official annotation files."
+    from avmae.data import mini as corpora
+    print(getattr(corpora, f"write_mini_{corpus}")(folder, train=train, test=test, seed=seed))
 
 def recipes() -> None:
     "List all recipes: their data, cost and score."

@@ -3,7 +3,7 @@ import errno, inspect, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from avmae.cli import COMMANDS, gather_overrides, main, recipe_options
-from avmae.data.mini import write_mini_vggsound
+from avmae.data.mini import write_mini_audioset, write_mini_epic_kitchens, write_mini_vggsound
 from avmae.train.engine import load_model
 from avmae.train.feed import write_smoke_corpus
 from avmae.train.recipes import RECIPES, get_recipe
@@ -52,13 +52,20 @@ def test_recipes_are_listed(avmae):
     status, out, _ = avmae("recipes")
     assert status == 0 and all(name in out for name in RECIPES)
 
-def test_mini_has_the_defaults_of_the_function_behind_it():
-    ours, theirs = (inspect.signature(f).parameters for f in (COMMANDS["mini"], write_mini_vggsound))
+@pytest.mark.parametrize("behind", [write_mini_vggsound, write_mini_audioset, write_mini_epic_kitchens])
+def test_mini_has_the_defaults_of_the_function_behind_it(behind):
+    ours, theirs = (inspect.signature(f).parameters for f in (COMMANDS["mini"], behind))
     for name in ("train", "test", "seed"): assert ours[name].default == theirs[name].default
 
 def test_mini_writes_a_corpus(avmae, tmp_path):
     status, out, _ = avmae("mini", "here", "--train", 2, "--test", 1)
     assert status == 0 and Path(out) == Path("here/vggsound.csv") and len(list((tmp_path/"here").rglob("*.mp4"))) == 3
+
+@pytest.mark.parametrize("corpus, files", [("audioset", {"balanced_train_segments.csv", "unbalanced_train_segments.csv", "eval_segments.csv", "class_labels_indices.csv"}),
+                                           ("epic_kitchens", {"EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_verb_classes.csv", "EPIC_100_noun_classes.csv"})])
+def test_mini_writes_the_lists_of_each_corpus(avmae, tmp_path, corpus, files):
+    status, out, _ = avmae("mini", "here", "--corpus", corpus, "--train", 2, "--test", 1)
+    assert status == 0 and out == "here" and {p.name for p in (tmp_path/"here").glob("*.csv")} == files
 
 @pytest.mark.parametrize("line, status, said", [
     ("pretrian", 2, "there is no command 'pretrian'; did you mean pretrain"),
