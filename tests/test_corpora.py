@@ -1,9 +1,13 @@
 "The three corpora: their files as published, the order of their classes, subsets, heads and times, names of media files, and sentences that name the line."
 import numpy as np
 import pytest
-from avmae.data import corpora
+from avmae.data import corpora, mini
 from avmae.data.corpora import class_list, clock_seconds, draw_balanced, files_by, read_audioset, read_epic_kitchens, read_vggsound, youtube_name
 from avmae.data.manifest import Manifest
+from avmae.train.engine import fit
+from avmae.train.evaluate import evaluate
+from avmae.train.feed import open_manifest
+from avmae.train.recipes import CorpusConfig, get_recipe
 
 def place(root, *names):
     "Files of these names, with nothing in them."
@@ -232,3 +236,40 @@ def test_missing_lists_and_columns_are_named(tmp_path):
 def test_class_numbers_may_stand_in_any_order(tmp_path):
     (tmp_path/"c.csv").write_text("id,key\n" + "".join(f"{k},n{k}\n" for k in (10, 2, 0, 1, *range(3, 10))))
     assert class_list(tmp_path/"c.csv", "id", "key") == [[f"n{k}" for k in range(11)]]
+
+
+# ---- from the official lists to a trained model
+
+OVERRIDES = {"audioset": {"loss": "sigmoid", "corpus.subset": "2M"}, "epic_kitchens": {"corpus.test_split": "validation", "model.num_classes": {"verb": 8, "noun": 8}}}
+SCORES = {"audioset": {"mAP", "auc", "d_prime"}, "epic_kitchens": {"top1", "top1_verb", "top1_noun"}}
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory) -> dict:
+    "Folders of 12 + 6 clips."
+    root = tmp_path_factory.mktemp("corpora")
+    return {"audioset": mini.write_mini_audioset(root/"audioset", train=12, test=6, processes=1),
+            "epic_kitchens": mini.write_mini_epic_kitchens(root/"epic_kitchens", train=12, test=6, processes=1)}
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_a_recipe_reads_the_lists_trains_and_is_scored(miniatures, tmp_path, name):
+    at = {"corpus.root": str(miniatures[name]), "corpus.format": name, "corpus.csv": ".", "steps": 2}
+    kept = {key: value for key, value in OVERRIDES[name].items() if key.startswith("corpus.")}
+    fit(get_recipe("smoke_pretrain", **at, **kept), tmp_path/"pretrained", device="cpu", progress=False)
+    fit(get_recipe("smoke_finetune", **at, **OVERRIDES[name], init_from=str(tmp_path/"pretrained")), tmp_path/"run", device="cpu", progress=False)
+    record = evaluate(tmp_path/"run", device="cpu", progress=False)
+    test = record["config"]["corpus"]["test_split"]
+    assert record["manifest"]["coverage"] == {"train": [12, 12], test: [6, 6]} and record["manifest"]["failures"] == {}
+    assert record["result"]["clips"] == 6 and SCORES[name] <= record["result"].keys()
+
+def test_lists_may_lie_elsewhere_and_a_subset_may_be_a_file_beside_them(miniatures, tmp_path):
+    root = miniatures["audioset"]
+    for path in root.glob("*.csv"): (tmp_path/path.name).write_bytes(path.read_bytes())
+    opened = lambda **more: open_manifest(CorpusConfig(root=str(root), format="audioset", **more))
+    assert opened(csv=".").hash == opened(csv=str(tmp_path)).hash == opened(csv=".", subset="2M").hash and len(opened(csv=".", subset="20K").split("train")) == 2
+    chosen = opened(csv=".")["id"][5]
+    (tmp_path/"ids.txt").write_text(chosen[:11])
+    assert opened(csv=str(tmp_path), subset="ids.txt").split("train")["id"] == opened(csv=".", subset=str(tmp_path/"ids.txt")).split("train")["id"] == [chosen]
+    with pytest.raises(FileNotFoundError) as caught: opened()
+    sentence(caught, "vggsound.csv: there is no such folder; set corpus.csv to the folder of the official lists, or to '.' if they lie in corpus.root")
+    with pytest.raises(FileNotFoundError) as caught: open_manifest(CorpusConfig(root=str(tmp_path/"mini"/"epic_kitchens"), format="epic_kitchens", csv="."))
+    sentence(caught, "mini/epic_kitchens --corpus epic_kitchens`")

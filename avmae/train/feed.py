@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from ..data.clips import ClipConfig, ClipDataset
+from ..data.corpora import read_audioset, read_epic_kitchens
 from ..data.manifest import Manifest
 from ..data.mini import write_mini_vggsound
 from .recipes import CorpusConfig, FinetuneRecipe, Recipe
@@ -33,11 +34,18 @@ def open_manifest(corpus: CorpusConfig) -> Manifest:
     "The table of a corpus; FileNotFoundError or ValueError names the folder, file or column at fault."
     c, root = corpus, Path(corpus.root)
     if not root.is_dir(): raise FileNotFoundError(f"{root}: there is no such folder; set corpus.root to the folder of the media files{_remedy(root)}.")
+    if c.format in ("audioset", "epic_kitchens"): return _open_lists(c, root)
     table = root/c.csv if (root/c.csv).is_file() else Path(c.csv)
     if c.format == "manifest": return Manifest.load(table, root)
     if not table.is_file(): raise FileNotFoundError(f"{root/c.csv}: there is no such table; set corpus.csv to the file that lists the clips.")
     if c.format == "vggsound": return Manifest.from_vggsound(table, root)
     return Manifest.from_csv(root, table, path=c.path_column, label=c.label_column, split=c.split_column, label_separator=c.label_separator)
+
+def _open_lists(c: CorpusConfig, root: Path) -> Manifest:
+    lists = root/c.csv if (root/c.csv).is_dir() else Path(c.csv)
+    if not lists.is_dir(): raise FileNotFoundError(f"{root/c.csv}: there is no such folder; set corpus.csv to the folder of the official lists, or to '.' if they lie in corpus.root.")
+    if c.format == "epic_kitchens": return read_epic_kitchens(lists, root)
+    return read_audioset(lists, root, lists/c.subset if c.subset and (lists/c.subset).is_file() else c.subset or "2M")
 
 def open_corpus(recipe: Recipe) -> Manifest:
     "The table of a recipe's corpus; that of smoke is written first, if it is not there."
@@ -45,7 +53,8 @@ def open_corpus(recipe: Recipe) -> Manifest:
     return open_manifest(recipe.corpus)
 
 def _remedy(root: Path) -> str:
-    return f", or write the miniature one with `avmae mini {root}`" if root.name == "vggsound" and root.parent.name in ("mini", "smoke") else ""
+    if root.parent.name not in ("mini", "smoke") or root.name not in ("vggsound", "audioset", "epic_kitchens"): return ""
+    return f", or write the miniature one with `avmae mini {root}{'' if root.name == 'vggsound' else f' --corpus {root.name}'}`"
 
 # %% ../../nbs/train/06_feed.ipynb #f08472e1
 def clip_config(recipe: Recipe, windows: int | None = None) -> ClipConfig:
