@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Run', 'Set', 'Start', 'Device', 'Runs', 'Windows', 'Split', 'Root', 'Train', 'Test', 'Seed', 'Checkpoint',
-           'Out', 'Encoder', 'Decoder', 'Fusion', 'COMMANDS', 'mini', 'recipes', 'pretrain', 'finetune', 'evaluate',
-           'convert', 'UsageError', 'gather_overrides', 'field_notes', 'recipe_options', 'main']
+           'Out', 'Encoder', 'Decoder', 'Fusion', 'Media', 'Folder', 'Columns', 'Short', 'Rate', 'Least', 'Shards',
+           'Twice', 'Download', 'Dry', 'Workers', 'Some', 'Written', 'COMMANDS', 'mini', 'prepare', 'statistics',
+           'recipes', 'pretrain', 'finetune', 'evaluate', 'convert', 'UsageError', 'gather_overrides', 'field_notes',
+           'corpus_options', 'recipe_options', 'main']
 
 # %% ../nbs/cli.ipynb #8c7d1df6
 import difflib, errno, os, re, sys, warnings
@@ -36,11 +38,47 @@ Encoder = _option(Literal["early_fusion", "shared"] | None, "NAME", "early_fusio
 Decoder = _option(Literal["joint"] | None, "NAME", "joint, where one decoder read both modalities at once", "shared or separate, read off")
 Fusion = _option(int | None, "LAYER", "the first layer of a classifier that exchanges bottlenecks", "that of the published models")
 
+Media = _option(Positional[str], "ROOT", "folder of the media files")
+Folder = _option(Positional[str], "OUT", "folder to write into; unfinished work in it is continued")
+Columns = _option(tuple[str, ...], "KEY=VALUE ...", "how the table of ROOT is read; `--KEY VALUE` does the same")
+Short = _option(int, "PIXELS", "short side of the pictures; smaller ones stay as they are", "256")
+Rate = _option(float, "N", "pictures per second", "25")
+Least = _option(float, "SECONDS", "shorter clips are left out", "0.1")
+Shards = _option(int, "N", "listed clips per tar", "1000")
+Twice = _option(bool, "", "keep clips whose media are those of another clip", "leave them out")
+Download = _option(str | None, "ADDRESS", "fetch missing videos with yt-dlp, from `youtube` or an address with {video} in it", "missing is missing")
+Dry = _option(bool, "", "tell the time and disk it would take, and write nothing", "do it")
+Workers = _option(int | None, "N", "processes", "one per core")
+Some = _option(int | None, "N", "listen to so many training clips only, evenly spread", "all")
+Written = _option(str | None, "FILE", "json file to write", "statistics.json in the folder of the media")
+
 def mini(folder: _option(Positional[str], "DIR", "folder to write into"), corpus: Literal["vggsound", "audioset", "epic_kitchens"] = "vggsound",
          train: Train = 1440, test: Test = 480, seed: Seed = 0) -> None:
     "Write a miniature corpus into DIR: real media files and the official annotation files."
     from avmae.data import mini as corpora
     print(getattr(corpora, f"write_mini_{corpus}")(folder, train=train, test=test, seed=seed))
+
+def prepare(root: Media, out: Folder, set: Columns = (), short_side: Short = 256, fps: Rate = 25., min_seconds: Least = .1, shard_clips: Shards = 1000,
+            keep_duplicates: Twice = False, workers: Workers = None, download: Download = None, dry_run: Dry = False) -> None:
+    "Cut and transcode the clips of ROOT once and pack them into shards, and tell what was lost. Continues unfinished work."
+    from avmae.data.fetch import YOUTUBE
+    from avmae.data.prepare import PrepareConfig, estimate
+    from avmae.data.prepare import prepare as work
+    from avmae.train.feed import open_manifest
+    if download: os.makedirs(root, exist_ok=True)   # all may be missing
+    manifest = open_manifest(_corpus(root, _pairs(set)))
+    config = PrepareConfig(short_side=short_side, fps=fps, min_seconds=min_seconds, shard_clips=shard_clips, keep_duplicates=keep_duplicates)
+    if dry_run: return print(estimate(manifest, out, config, workers=workers))
+    prepared = work(manifest, out, config, workers=workers, download=YOUTUBE if download == "youtube" else download)
+    print(prepared.report(), f"{out}/report.json lists all of these. To train on the clips: --corpus.root {out} --corpus.format manifest --corpus.csv manifest.parquet", sep="\n\n")
+
+def statistics(recipe: Recipe, set: Set = (), clips: Some = None, out: Written = None) -> None:
+    "Measure mean and standard deviation of the spectrograms that a recipe trains on, and print the options that put them into a recipe."
+    from avmae.train.statistics import corpus_statistics
+    wanted = _recipe(recipe, _pairs(set))
+    found, path = corpus_statistics(wanted, clips), out or os.path.join(wanted.corpus.root, "statistics.json")
+    found.save(path)
+    print(f"{path}: {found.clips:,} of {found.asked:,} training clips were heard{_left_out(found.left_out)}. To train with their statistics:\n{found.options}")
 
 def recipes() -> None:
     "List all recipes: their data, cost and score."
@@ -70,7 +108,7 @@ def convert(checkpoint: Checkpoint, out: Out, encoder: Encoder = None, decoder: 
     model, left = about["model"], ", ".join(about["source"]["ignored"]) or "nothing"
     print(f"{out}: a {'pretrained' if about['kind'] == 'pretrain' else 'finetuned'} {model['size']} model of {' and '.join(model['modalities'])}; left out: {left}")
 
-COMMANDS: dict[str, Callable] = {f.__name__: f for f in (mini, recipes, pretrain, finetune, evaluate, convert)}
+COMMANDS: dict[str, Callable] = {f.__name__: f for f in (mini, prepare, statistics, recipes, pretrain, finetune, evaluate, convert)}
 
 # %% ../nbs/cli.ipynb #fd6e2e31
 class UsageError(ValueError):
@@ -81,10 +119,22 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str]:
         if "=" not in text: raise UsageError(f"--set takes KEY=VALUE, not {text!r}.")
     return dict(text.split("=", 1) for text in given)
 
-def _run(kind: str, name: str, run: str | None, overrides: dict[str, str], device: str | None) -> None:
+def _recipe(name: str, overrides: dict[str, str]) -> object:
     from avmae.train.recipes import get_recipe
-    try: recipe = get_recipe(name, **overrides)
+    try: return get_recipe(name, **overrides)
     except ValueError as error: raise UsageError(str(error)) from None
+
+def _corpus(root: str, given: dict[str, str]) -> object:
+    from avmae.train.recipes import CorpusConfig, convert
+    table = {"csv": "labels.csv", "manifest": "manifest.parquet"}.get(given.get("format", ""))
+    try: return convert({"root": root, **({"csv": table} if table else {}), **given}, CorpusConfig, "corpus")
+    except ValueError as error: raise UsageError(str(error)) from None
+
+def _left_out(reasons: dict[str, int]) -> str:
+    return f" (left out: {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
+
+def _run(kind: str, name: str, run: str | None, overrides: dict[str, str], device: str | None) -> None:
+    recipe = _recipe(name, overrides)
     if recipe.kind != kind: raise UsageError(f"{name} is a recipe for `avmae {recipe.kind}`, not for `avmae {kind}`.")
     from avmae.train.engine import fit
     from avmae.train.evaluate import evaluate as score
@@ -129,6 +179,15 @@ def field_notes(config: type, prefix: str = "") -> dict[str, str]:
         if dataclasses.is_dataclass(hints[field.name]): notes |= field_notes(hints[field.name], f"{prefix}{field.name}.")
     return notes
 
+def corpus_options() -> str:
+    "How the table of a corpus is read: every option with its default and meaning, one a line."
+    import dataclasses
+    from avmae.train.recipes import CorpusConfig
+    notes, chosen_later = field_notes(CorpusConfig), ("root", "train_split", "test_split", "labels_per_class", "label_seed")
+    fields = [field for field in dataclasses.fields(CorpusConfig) if field.name not in chosen_later]
+    show = lambda value: "null" if value is None else str(value)
+    return "\n".join(f"  --{f.name.replace('_', '-')} {show(f.default)}".ljust(32) + f"  {notes.get(f.name, '')}".rstrip() for f in fields)
+
 def recipe_options(name: str) -> str:
     "Every number of a recipe with its value and meaning, one a line."
     from avmae.train.recipes import get_recipe
@@ -146,12 +205,14 @@ def _parse(args: list[str]) -> None:
         close = difflib.get_close_matches(command, COMMANDS, n=2) or list(COMMANDS)
         raise UsageError(f"there is no command {command!r}; did you mean {' or '.join(close)}?")
     names = [word for word in args[1:] if not word.startswith("-")]
-    asked = command in ("pretrain", "finetune") and {"--help", "-h"} & set(args)
-    if command in ("pretrain", "finetune") and not asked: args = [command, *gather_overrides(command, args[1:])]
+    open_ended = command in ("pretrain", "finetune", "statistics", "prepare")   # with options that only a recipe or a corpus knows
+    asked = open_ended and {"--help", "-h"} & set(args)
+    if open_ended and not asked: args = [command, *gather_overrides(command, args[1:])]
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args or ["--help"], prog="avmae", sort_subcommands=False,
                                               description="Audiovisual masked autoencoders: pretrain, finetune, evaluate.")
     finally:
-        if asked and names: print(f"values of {names[0]}, each an option:\n{recipe_options(names[0])}")
+        if asked and command == "prepare": print(f"how the table of ROOT is read, each an option:\n{corpus_options()}")
+        elif asked and names: print(f"values of {names[0]}, each an option:\n{recipe_options(names[0])}")
 
 def _say(text: str, status: int) -> int:
     print(f"avmae: {text}", file=sys.stderr)
