@@ -240,7 +240,7 @@ def test_class_numbers_may_stand_in_any_order(tmp_path):
 
 # ---- from the official lists to a trained model
 
-OVERRIDES = {"audioset": {"loss": "sigmoid", "corpus.subset": "2M"}, "epic_kitchens": {"corpus.test_split": "validation", "model.num_classes": {"verb": 8, "noun": 8}}}
+OVERRIDES = {"audioset": {"loss": "sigmoid", "corpus.csv": "2M"}, "epic_kitchens": {"corpus.test_split": "validation", "model.num_classes": {"verb": 8, "noun": 8}}}
 SCORES = {"audioset": {"mAP", "auc", "d_prime"}, "epic_kitchens": {"top1", "top1_verb", "top1_noun"}}
 
 @pytest.fixture(scope="module")
@@ -254,8 +254,8 @@ def miniatures(tmp_path_factory) -> dict:
 def test_a_recipe_reads_the_lists_trains_and_is_scored(miniatures, tmp_path, name):
     at = {"corpus.root": str(miniatures[name]), "corpus.format": name, "corpus.csv": ".", "steps": 2}
     kept = {key: value for key, value in OVERRIDES[name].items() if key.startswith("corpus.")}
-    fit(get_recipe("smoke_pretrain", **at, **kept), tmp_path/"pretrained", device="cpu", progress=False)
-    fit(get_recipe("smoke_finetune", **at, **OVERRIDES[name], init_from=str(tmp_path/"pretrained")), tmp_path/"run", device="cpu", progress=False)
+    fit(get_recipe("smoke_pretrain", **at | kept), tmp_path/"pretrained", device="cpu", progress=False)
+    fit(get_recipe("smoke_finetune", **at | OVERRIDES[name], init_from=str(tmp_path/"pretrained")), tmp_path/"run", device="cpu", progress=False)
     record = evaluate(tmp_path/"run", device="cpu", progress=False)
     test = record["config"]["corpus"]["test_split"]
     assert record["manifest"]["coverage"] == {"train": [12, 12], test: [6, 6]} and record["manifest"]["failures"] == {}
@@ -265,10 +265,13 @@ def test_lists_may_lie_elsewhere_and_a_subset_may_be_a_file_beside_them(miniatur
     root = miniatures["audioset"]
     for path in root.glob("*.csv"): (tmp_path/path.name).write_bytes(path.read_bytes())
     opened = lambda **more: open_manifest(CorpusConfig(root=str(root), format="audioset", **more))
-    assert opened(csv=".").hash == opened(csv=str(tmp_path)).hash == opened(csv=".", subset="2M").hash and len(opened(csv=".", subset="20K").split("train")) == 2
+    assert opened(csv=".").hash == opened(csv=str(tmp_path)).hash == opened(csv="2M").hash == opened(csv=str(tmp_path/"2M")).hash
+    assert len(opened(csv="20K").split("train")) == len(opened(csv=str(tmp_path/"20K")).split("train")) == 2
     chosen = opened(csv=".")["id"][5]
     (tmp_path/"ids.txt").write_text(chosen[:11])
-    assert opened(csv=str(tmp_path), subset="ids.txt").split("train")["id"] == opened(csv=".", subset=str(tmp_path/"ids.txt")).split("train")["id"] == [chosen]
+    assert opened(csv=str(tmp_path/"ids.txt")).split("train")["id"] == [chosen]
+    with pytest.raises(FileNotFoundError) as caught: opened(csv="1M")
+    sentence(caught, "1M: there is no such folder; set corpus.csv to the folder of the official lists")
     with pytest.raises(FileNotFoundError) as caught: opened()
     sentence(caught, "vggsound.csv: there is no such folder; set corpus.csv to the folder of the official lists, or to '.' if they lie in corpus.root")
     with pytest.raises(FileNotFoundError) as caught: open_manifest(CorpusConfig(root=str(tmp_path/"mini"/"epic_kitchens"), format="epic_kitchens", csv="."))

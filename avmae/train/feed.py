@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from ..data.clips import ClipConfig, ClipDataset
-from ..data.corpora import read_audioset, read_epic_kitchens
+from ..data.corpora import SUBSETS, read_audioset, read_epic_kitchens
 from ..data.manifest import Manifest
 from ..data.mini import write_mini_vggsound
 from .recipes import CorpusConfig, FinetuneRecipe, Recipe
@@ -42,10 +42,12 @@ def open_manifest(corpus: CorpusConfig) -> Manifest:
     return Manifest.from_csv(root, table, path=c.path_column, label=c.label_column, split=c.split_column, label_separator=c.label_separator)
 
 def _open_lists(c: CorpusConfig, root: Path) -> Manifest:
-    lists = root/c.csv if (root/c.csv).is_dir() else Path(c.csv)
-    if not lists.is_dir(): raise FileNotFoundError(f"{root/c.csv}: there is no such folder; set corpus.csv to the folder of the official lists, or to '.' if they lie in corpus.root.")
+    subsets = SUBSETS if c.format == "audioset" else ()
+    named = next((path for path in (root/c.csv, Path(c.csv)) if path.exists() or path.name in subsets and path.parent.is_dir()), None)
+    if named is None: raise FileNotFoundError(f"{root/c.csv}: there is no such folder; set corpus.csv to the folder of the official lists, or to '.' if they lie in corpus.root.")
+    lists = named if named.is_dir() else named.parent
     if c.format == "epic_kitchens": return read_epic_kitchens(lists, root)
-    return read_audioset(lists, root, lists/c.subset if c.subset and (lists/c.subset).is_file() else c.subset or "2M")
+    return read_audioset(lists, root, "2M" if named.is_dir() else named if named.is_file() else named.name)
 
 def open_corpus(recipe: Recipe) -> Manifest:
     "The table of a recipe's corpus; that of smoke is written first, if it is not there."

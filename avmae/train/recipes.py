@@ -34,8 +34,7 @@ class CorpusConfig(Config):
     "A folder of media, the table that lists them, and which of them to use."
     root: str                            # folder of the media files
     format: str = "vggsound"             # vggsound, audioset, epic_kitchens (official lists), csv (with header) or manifest (parquet)
-    csv: str = "vggsound.csv"            # the table, looked for in `root` first; of audioset and epic_kitchens the folder of their lists, `.` being `root`
-    subset: str | None = None            # of audioset: 20K, 500K, 2M, or a file of ids; null: 2M
+    csv: str = "vggsound.csv"            # the table, looked for in `root` first; of audioset and epic_kitchens the folder of the lists (`.`: `root`), or in it 20K, 500K, 2M or a file of ids
     path_column: str = "path"            # the columns of format csv
     label_column: str = "label"
     split_column: str | None = "split"
