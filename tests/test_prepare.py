@@ -1,5 +1,5 @@
 "Preparing a corpus: whatever happens on the way, what comes out is the same, and what was lost is told."
-import errno, json, multiprocessing, os, random, signal, subprocess, sys, tarfile, threading, time
+import errno, hashlib, json, multiprocessing, os, random, signal, subprocess, sys, tarfile, threading, time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -284,6 +284,12 @@ def test_plain_and_packed_give_the_same_samples_in_any_order(raw, undisturbed):
         a, b = packed[3, index], plain[3, number[packed.id(index)]]
         assert a.labels == b.labels and a.video.shape == b.video.shape and (a.waveform is None) == (b.waveform is None)
         assert (a.video.float() - b.video.float()).abs().mean() < 6
+
+
+def test_checksums_are_those_of_the_packed_clips(undisturbed):
+    manifest = Manifest.load(undisturbed/"manifest.parquet", undisturbed)
+    readable = manifest.readable()
+    for row in readable.check(checksum=True): assert row.checksum == hashlib.sha256(read_member(undisturbed/row.path)).hexdigest()
 
 
 def test_worker_processes_read_shards(undisturbed):

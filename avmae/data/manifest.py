@@ -20,8 +20,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .codec import MediaError
+from .codec import MediaError, within_tar
 from .media import probe
+from .shards import read_member
 
 # %% ../../nbs/data/01_manifest.ipynb #a697a30e
 SCHEMA = pa.schema({
@@ -270,6 +271,9 @@ def _look(path, thorough, checksum, min_seconds):
     short = info.duration < min_seconds
     facts = {"duration": info.duration, "fps": info.video and info.video.fps, "audio_rate": info.audio and info.audio.rate,
              "status": "too short" if short else info.status, "note": f"it lasts {info.duration:.2f} s" if short else info.note}
-    if checksum:
-        with open(path, "rb") as file: facts["checksum"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if checksum: facts["checksum"] = _digest(path)
     return facts
+
+def _digest(path):
+    if within_tar(path): return hashlib.sha256(read_member(path)).hexdigest()
+    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()   # may be longer than memory
