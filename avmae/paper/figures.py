@@ -58,11 +58,11 @@ ROWS = {"original": "original", "visible": "shown to\nthe model", "completed": "
 HIDDEN = (.88, .88, .9)
 
 def _frame(axis, picture: ndarray) -> None:
-    axis.imshow(np.where(np.isnan(picture), HIDDEN, picture).clip(0, 1), interpolation="nearest")
+    axis.imshow(np.where(np.isnan(picture), HIDDEN, picture).clip(0, 1), interpolation="nearest", clip_on=False)   # clip paths have random names in svg
 
 def _spectrogram(axis, picture: ndarray, limits: tuple[float, float]) -> None:
     colours = matplotlib.colormaps["magma"].with_extremes(bad=HIDDEN)
-    axis.imshow(np.ma.masked_invalid(picture.T), origin="lower", aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axis.imshow(np.ma.masked_invalid(picture.T), origin="lower", aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest", clip_on=False)
 
 def _draw_clip(axes, clip: dict[str, Reconstruction], frames: Sequence[int]) -> None:
     for row, view in zip(axes, ROWS):
