@@ -45,7 +45,8 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock -
 
 reproduce: $(INSTALLED)
 	@mkdir -p runs/$(SCALE)
-	@$(SNAKEMAKE) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log >&2; exit 1; }
+	@$(SNAKEMAKE) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log | grep -vE '^(Elapsed time|WorkflowError|At least one job|--keep-incomplete)' >&2; \
+	    echo "Not finished: put right what is said above and run it again; what is done is kept." >&2; exit 1; }
 	@[ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
 	@echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 EVERY = 20.   # seconds between two looks at the progress bar
 BAR = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*")
+ERROR = re.compile(r"(?:avmae|\w*(?:Error|Failures|NonFinite)): (.+)")   # of the command line, or the last line of a traceback
 
 def say(text: str) -> None:
     "One line, at once."
@@ -43,6 +44,12 @@ def label(log: Path) -> str:
     steps = os.environ.get("AVMAE_STEPS", log.stem).split()
     return f"[{steps.index(log.stem) + 1}/{len(steps)}] {log.stem}"
 
+def reason(log: Path) -> str:
+    "The sentence that a failed job left at the end of its log, or the last lines where that is none."
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = ERROR.fullmatch(lines[-1]) if lines else None
+    return f"{said[1]} (more in {log})" if said else f"the end of {log}:\n" + "\n".join(f"    {line}" for line in lines[-12:])
+
 def main(log: Path, *module: str) -> int:
     "Start the job, watch it, say how it ended."
     begin, name = time.monotonic(), label(log)
@@ -54,9 +61,7 @@ def main(log: Path, *module: str) -> int:
     except KeyboardInterrupt: status = 130
     finally: stop(job)
     if status == 130: say(f"{name}: interrupted; the same command goes on from here")
-    elif status:
-        lines = log.read_text(errors="replace").splitlines()
-        say(f"{name}: failed. The end of {log}:\n" + "\n".join(f"    {line}" for line in lines[-12:]))
+    elif status: say(f"{name}: failed: {reason(log)}")
     else: say(f"{name}: done in {time.monotonic() - begin:.0f} s")
     return status
 

@@ -18,13 +18,6 @@ from avmae.train.recipes import get_recipe, override
 from avmae.train.step import Finetuning, mix
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 def generator(seed=0): return torch.Generator().manual_seed(seed)
 
 def pictures(t=3, h=24, w=32, seed=0):

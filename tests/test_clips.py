@@ -13,13 +13,6 @@ from avmae.data.media import read_audio, write_clip
 SMALL = ClipConfig(frames=4, stride=3, resize=24, size=16, samples=8000)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 def counting(n):
     "Pictures that show their number: eight bits, black or white."
     bits = (torch.arange(n)[:, None] >> torch.arange(8)) & 1

@@ -17,14 +17,6 @@ CLIPS = SHARED / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the collection of odd files is not here")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def moving(seconds=4., fps=25., size=(48, 64), seed=0):
     "Pictures of which no two are alike, and noise."
     g = torch.Generator().manual_seed(seed)

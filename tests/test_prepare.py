@@ -20,14 +20,6 @@ from avmae.train.recipes import CorpusConfig
 SMALL = PrepareConfig(short_side=32, shard_clips=6)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def film(path, seconds=1., fps=30., size=(40, 62), sound=True, seed=0):
     "Pictures of which no two are alike, and noise."
     g = torch.Generator().manual_seed(seed)

@@ -84,7 +84,7 @@ class Recipe(Config):
     def total_steps(self, clips: int) -> int:
         "Updates of the whole run on so many training clips; ValueError if they do not fill one batch."
         if clips < self.batch_size:
-            raise ValueError(f"{clips} training clips do not fill one batch of {self.batch_size}: lower batch_size or add clips.")
+            raise ValueError(f"{self.corpus.root}: {clips} readable training clips do not fill one batch of {self.batch_size}: lower batch_size or add clips.")
         return self.steps or self.epochs * (clips // self.batch_size)
 
     def warmup_steps(self, clips: int) -> float:
