@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 def execute(path: Path) -> None:
     "Run one notebook in its own folder; progress bars and warnings are noise in a book and are not stored."
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}}).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata.language_info = {"name": "python"}   # a kernel adds its exact version
