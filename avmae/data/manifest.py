@@ -139,6 +139,12 @@ class Manifest:
             "id": column(table, id, source) if id else names, "path": paths, "start": starts, "end": _seconds(table, end, source),
             "labels": labels, "split": column(table, split, source) if split else ["train"] * len(paths)})
 
+    @classmethod
+    def from_vggsound(cls, csv: str | Path, root: str | Path) -> "Manifest":
+        "The official `vggsound.csv`; see `avmae.data.corpora.read_vggsound`."
+        from avmae.data.corpora import read_vggsound
+        return read_vggsound(csv, root)
+
     def __len__(self) -> int: return self.table.num_rows
     def __iter__(self) -> Iterator[Row]: return (self[i] for i in range(len(self)))
 

@@ -273,8 +273,8 @@ def mini_vggsound_finetune() -> FinetuneRecipe:
 
 # %% ../../nbs/train/00_recipes.ipynb #89200c3e
 VGGSOUND = CorpusConfig(root="corpora/vggsound")
-AUDIOSET_2M = CorpusConfig(root="corpora/audioset", format="audioset", csv="2M")
-AUDIOSET_500K = CorpusConfig(root="corpora/audioset", format="audioset", csv="500K")
+AUDIOSET_2M = CorpusConfig(root="corpora/audioset", format="manifest", csv="audioset_2m.parquet")
+AUDIOSET_500K = CorpusConfig(root="corpora/audioset", format="manifest", csv="audioset_500k.parquet")
 PAPER_PRETRAIN = dict(frames=16, stride=4, resize=256, resize_eval=224, size=224)
 PAPER_FINETUNE = dict(frames=32, stride=2, resize=256, size=224, windows=4, scale_jitter=(.9, 1.33))
 PAPER_SGD = dict(method="sgd", warmup_epochs=2.5, decay=0., clip=1., layer_decay=.75)
@@ -292,8 +292,8 @@ def vggsound_pretrain() -> PretrainRecipe:
 @recipe
 def vggsound_finetune() -> FinetuneRecipe:
     """Data: VGGSound, 172,427 clips, 309 classes. Cost: ViT-L, 134,700 steps of 64 clips. Published top-1: audio 57.2, video 50.3, both 65.0.
-    As in the release, time masks are inert (`time_mask_ratio=1` turns them on) and the spectrogram is not normalised (`frontend.mean`, `frontend.std`).
-    Unlike there, the pretrained patch embedding of the sound is taken as it is; the release counts it three times, for three equal channels (`init_audio_scale=3`)."""
+    As in the release, time masks are inert (`time_mask_ratio=1` turns them on), the spectrogram is not normalised (`frontend.mean`, `frontend.std`), and the
+    pretrained patch embedding of the sound is taken as it is; in the release it counts three times, for three equal channels (`init_audio_scale=3`)."""
     model = AVClassifierConfig(size="large", num_classes=309, bottlenecks=4, fusion_layer=16, drop_path=.3)
     return FinetuneRecipe(corpus=VGGSOUND, clips=ClipConfig(**PAPER_FINETUNE, samples=128_000), model=model, optim=OptimConfig(**PAPER_SGD, lr=.8),
                           batch_size=64, epochs=50, freq_masks=1, freq_mask_bins=48, **PAPER_REGULARISED)
@@ -363,7 +363,7 @@ def audioset_finetune_video() -> FinetuneRecipe:
     return only(audioset_finetune(), "video")
 
 # %% ../../nbs/train/00_recipes.ipynb #ed455fd4
-EPIC_KITCHENS = CorpusConfig(root="corpora/epic_kitchens", format="epic_kitchens", csv=".", test_split="validation")
+EPIC_KITCHENS = CorpusConfig(root="corpora/epic_kitchens", format="manifest", csv="epic_kitchens_100.parquet", test_split="validation")
 
 @recipe
 def epic_kitchens_finetune() -> FinetuneRecipe:
