@@ -190,7 +190,7 @@ def stochastic_depth(record: Record, given: dict) -> None:
             if layer == 0: continue
             for branch, module in (("attn", block.drop_path1), ("mlp", block.drop_path2)):
                 keep = 1 - torch.from_numpy(record[f"droplayer/drop/{layer}/{THEIRS[m]}/{branch}"])
-                module.register_forward_hook(lambda _, args, out, keep=keep: args[0] * keep[:, None, None])
+                module.keep = keep
     agree_by_modality(model(inputs(record)), by_modality(record, "droplayer/logits_train/"), "stochastic depth")
 
 def mapping(record: Record, about: dict) -> None:

@@ -77,6 +77,7 @@ class AVMAEConfig(ModelConfig):
     loss_weight: dict[str, float] = field(default_factory=lambda: {"video": .5, "audio": .5})
     standardise_targets: bool = False       # each target patch to mean 0, variance 1
     loss_per_value: bool = True             # divide the loss by the values per patch
+    decode_ratio: float = 1.                # in training, the share of the hidden places that is decoded and scored; 1: all, as in the paper
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,6 +85,7 @@ class AVMAEConfig(ModelConfig):
                                  shuffle_inpainted=(False, "as_released", "aligned")).items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key} is one of {choices}, not {getattr(self, key)!r}.")
+        if not 0 < self.decode_ratio <= 1: raise ValueError(f"decode_ratio must be in (0, 1], not {self.decode_ratio}.")
         if self.objective == "inpainting" and len(self.modalities) < 2:
             raise ValueError("objective='inpainting' needs both modalities.")
         if self.shuffle_inpainted and self.objective != "inpainting":
@@ -144,6 +146,7 @@ class AVMAEOutput(NamedTuple):
     targets: dict[str, Tensor]      # [b,n,p]
     masks: dict[str, Tensor]        # [b,n], 1 = counts in the loss
     input_masks: dict[str, Mask]    # what was hidden from the encoder
+    ids: dict[str, Tensor] | None   # [b,s], the places that were decoded, if only a part was (n is then s above); None: all
 
 def select(inputs: dict[str, Tensor], modalities: tuple[str, ...]) -> dict[str, Tensor]:
     "The `modalities` of a batch in the model's order; ValueError if one is missing."
@@ -196,8 +199,9 @@ class AVMAE(nn.Module):
         masks = self.sample_masks(inputs, generator) if masks is None else check_masks(masks, patches)
         if c.shuffle_inpainted and orders is None: orders = self.sample_orders(masks, generator)
         encoded = self.encoder({m: self.embed(m, x, masks[m].keep) for m, x in patches.items()})
-        predictions, weights = self.decoder(encoded, masks, orders)
-        targets = {m: standardise(x) if c.standardise_targets else x for m, x in patches.items()}
+        predictions, weights, ids = self.decoder(encoded, masks, orders, c.decode_ratio if self.training else 1.)
+        targets = {m: x if ids is None else take(x, ids[m]) for m, x in patches.items()}
+        if c.standardise_targets: targets = {m: standardise(x) for m, x in targets.items()}
         losses = {m: masked_loss(predictions[m], targets[m], weights[m], c.loss_per_value) for m in patches}
         loss = sum(c.loss_weight[m] * x for m, x in losses.items())
-        return AVMAEOutput(loss, losses, predictions, targets, weights, masks)
+        return AVMAEOutput(loss, losses, predictions, targets, weights, masks, ids)
