@@ -4,11 +4,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from avmae.data.augment import scale_jitter
 from avmae.data.clips import ClipConfig, ClipDataset, Window, centre_crop, random_crop_flip, random_window, sample_rng, spread_windows
 from avmae.data.codec import MediaError
-from avmae.data.loader import EvalBatches, TooManyFailures, TrainBatches, epoch_order, make_loader
+from avmae.data.loader import EvalBatches, TooManyFailures, TrainBatches, epoch_order, interleave, make_loader
 from avmae.data.manifest import Manifest
-from avmae.data.media import read_audio, write_clip
+from avmae.data.media import Media, read_audio, write_clip
 
 SMALL = ClipConfig(frames=4, stride=3, resize=24, size=16, samples=8000)
 
@@ -60,7 +61,7 @@ def test_config_survives_a_dictionary_and_names_what_it_does_not_know():
     for wrong, told in (({"frame": 8}, "no field 'frame'; there is frames"), ({"zzz": 8}, "no field 'zzz'; there is frames, stride, fps")):
         with pytest.raises(ValueError, match=told): ClipConfig.from_dict(wrong)
     for wrong, told in ((dict(size=300), "cuts size=300 out of a short side of 256: make it smaller or `resize` larger"), (dict(resize_eval=200), "short side of 200"),
-                        (dict(frames=0, samples=0), "there is nothing to read")):
+                        (dict(frames=0, samples=0), "there is nothing to read"), (dict(repeats=0), "clips.repeats must be at least 1, not 0"), (dict(windows=0), "clips.windows must be")):
         with pytest.raises(ValueError, match=told): ClipConfig(**wrong)
     assert ClipConfig(frames=0, size=300).samples == 128000   # no picture is cut
 
@@ -227,6 +228,112 @@ def test_without_end_there_is_no_length(corpus):
     endless = make_loader(ClipDataset(Manifest.from_csv(corpus), SMALL, train=True), 4)
     with pytest.raises(TypeError, match="say how many steps"): len(endless)
     assert [len(batch.ids) for batch, _ in zip(endless, range(5))] == [4] * 5
+
+
+# ---- several crops of one window
+
+def repeating(manifest, repeats, **changes): return ClipDataset(manifest, dataclasses.replace(SMALL, repeats=repeats, **changes), train=True, seed=5, progress=False)
+
+@pytest.fixture
+def opened(monkeypatch) -> list:
+    "The files that are opened."
+    paths, before = [], Media.__init__
+    monkeypatch.setattr(Media, "__init__", lambda self, path, *rest, **more: (paths.append(path), before(self, path, *rest, **more))[1])
+    return paths
+
+def test_random_numbers_of_repetitions_have_not_changed():
+    assert sample_rng(0, 0, "clip", 0).random(2).tolist() == sample_rng(0, 0, "clip").random(2).tolist()
+    assert sample_rng(0, 0, "clip", 1).random(2) == pytest.approx([0.15222227747453632, 0.32926899586603375], abs=1e-15)
+    first = [sample_rng(0, 0, id, k).random() for id in ("clip", "1/clip", "+1/clip") for k in range(5)] + [sample_rng(0, k, "clip").random() for k in range(1, 12)]
+    assert len(set(first)) == len(first)
+
+@pytest.mark.parametrize("jitter", [None, (.9, 1.33)])
+def test_crops_of_a_clip_share_its_window_and_the_first_is_the_ordinary_sample(corpus, opened, jitter):
+    data, plain = (repeating(Manifest.from_csv(corpus), r, scale_jitter=jitter) for r in (3, 1))
+    for epoch in range(3):
+        for index in range(10):
+            opened.clear()
+            crops = data.repeated((epoch, index))
+            assert len(opened) == 1 and len(crops) == 3
+            assert crops[0].video.equal(data[epoch, index].video) and crops[0].video.equal(plain[epoch, index].video)
+            assert all(c.id == str(index) and c.labels == [index % 2] and (index == 6 or c.waveform.equal(plain[epoch, index].waveform)) for c in crops)
+            rng = sample_rng(5, epoch, str(index))
+            window = data._read(index, lambda length: random_window(SMALL, length, rng)).video
+            for k, crop in enumerate(crops):   # every crop draws, in this order: factors of the sides if any, top, left, mirror
+                rng = sample_rng(5, epoch, str(index), k) if k else rng
+                assert crop.video.equal(random_crop_flip(scale_jitter(window, jitter, rng) if jitter else window, 16, .5, rng))
+
+def test_crops_are_independent_and_lie_everywhere(corpus):
+    ramp = (torch.arange(32) + 3 * torch.arange(24)[:, None]).expand(4, 3, 24, 32).byte()
+    data = repeating(Manifest.from_csv(corpus), 4)
+    data._read = lambda row, choose: (choose(2.), type("Clip", (), {"video": ramp, "waveform": None}))[1]
+    crops = [[c.video for c in data.repeated((epoch, 0))] for epoch in range(300)]
+    mirrored = np.array([[bool(c[0, 0, 0, 0] > c[0, 0, 0, 1]) for c in each] for each in crops])
+    corner = np.array([[int(c[0, 0, 0].min()) for c in each] for each in crops])
+    assert mirrored.mean(0) == pytest.approx([.5] * 4, abs=.1) and (corner.max(0) == 3 * 8 + 16).any() and (corner.min(0) == 0).any()
+    apart = ~np.eye(4, dtype=bool)
+    assert abs(np.corrcoef(corner.T)[apart]).max() < .2 and abs(np.corrcoef(mirrored.T)[apart]).max() < .2
+
+def test_a_batch_of_crops_has_the_clips_that_a_smaller_batch_would_have(corpus):
+    manifest = Manifest.from_csv(corpus)
+    plain, thrice = repeating(manifest, 1), repeating(manifest, 3)
+    whole, small = list(make_loader(thrice, 12, steps=5)), list(make_loader(plain, 4, steps=5))   # 12 samples of 4 clips; two epochs
+    for many, few in zip(whole, small):
+        a, b, c, d = few.ids
+        assert many.ids == [a, b, c, d, a, b, c, d, a, d, c, b]
+        assert many.video[:4].equal(few.video) and many.audio[:4].equal(few.audio) and many.labels[:4].equal(few.labels) and many.present["audio"][:4].equal(few.present["audio"])
+        assert not many.video[4:8].equal(few.video) and many.audio[4:8].equal(few.audio)
+    assert sorted(id for batch in whole for id in batch.ids) == sorted(str(k) for k in range(10) for _ in range(6))   # an epoch is one pass
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_batches_of_crops_do_not_depend_on_workers_cache_or_where_one_goes_on(corpus, cache):
+    manifest = Manifest.from_csv(corpus)
+    data = repeating(manifest, 2)
+    straight, other = list(make_loader(data, 6, steps=7)), ClipDataset(manifest, data.config, train=True, seed=5, cache=cache, progress=False)
+    close = lambda a, b: a.ids == b.ids and a.video.equal(b.video) and torch.allclose(a.audio, b.audio, atol=1e-6)   # as in memory
+    for start in (0, 1, 4, 6):
+        for workers in (0, 2): assert all(map(close if cache else same, straight[start:], make_loader(other, 6, start_step=start, steps=7 - start, workers=workers)))
+
+def test_processes_share_batches_of_crops(corpus):
+    data = repeating(Manifest.from_csv(corpus), 2)
+    whole = list(make_loader(data, 12, steps=4))
+    for world in (2, 3):
+        parts = [list(make_loader(data, 12, steps=4, rank=rank, world_size=world)) for rank in range(world)]
+        for step, batch in enumerate(whole):
+            rows = lambda b: sorted((id, x.sum().item()) for id, x in zip(b.ids, b.video.long()))
+            assert sorted(row for part in parts for row in rows(part[step])) == rows(batch)
+            assert all(len(part[step].ids) == 12 // world and set(Counter(part[step].ids).values()) <= {2, 4} for part in parts)
+
+@pytest.mark.parametrize("size, world, told", [(7, 1, "batch_size=7 in 1 process cannot .* clips.repeats=2 times: choose a multiple of 2"), (6, 2, "batch_size=6 in 2 processes cannot .* choose a multiple of 4")])
+def test_a_batch_that_cannot_be_made_of_repeated_clips_is_told(corpus, size, world, told):
+    with pytest.raises(ValueError, match=told): make_loader(repeating(Manifest.from_csv(corpus), 2), size, world_size=world)
+    assert make_loader(repeating(Manifest.from_csv(corpus), 1), size, steps=3, world_size=world).batches.batch_size == size
+
+def test_mixup_partners_are_of_different_clips():
+    for clips in range(1, 10):
+        for repeats in range(1, 8):
+            batch = interleave([[(clip, k) for k in range(repeats)] for clip in range(clips)])
+            assert sorted(batch) == [(clip, k) for clip in range(clips) for k in range(repeats)] and [k for _, k in batch] == [k for k in range(repeats) for _ in range(clips)]
+            same_clip = sum(a == b for (a, _), (b, _) in zip(batch, batch[::-1]))
+            assert same_clip == (clips * repeats if clips == 1 else clips * repeats % 2)   # of an odd batch, the middle is its own partner
+    assert interleave([]) == []
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_repeated_clip_that_cannot_be_read_is_one_failure(damaged, workers):
+    data = repeating(damaged, 3)
+    kept = list(make_loader(data, 15, steps=4, workers=workers, max_failed=.2))   # 5 clips a batch, two epochs
+    keys = [[str(index) for _, index in batch] for batch in TrainBatches(10, 5, seed=5, steps=4)]
+    assert [[f.id for f in batch.failures] for batch in kept] == [[id for id in ids if id in "25"] for ids in keys]
+    assert [batch.ids[:len(batch.ids) // 3] for batch in kept] == [[id for id in ids if id not in "25"] for ids in keys]
+    assert all(set(Counter(batch.ids).values()) == {3} for batch in kept) and data.coverage == (8, 10)
+    for batch in kept:
+        if len(batch.ids) % 2 == 0: assert all(a != b for a, b in zip(batch.ids, batch.ids[::-1]))
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_evaluation_does_not_repeat(corpus, windows):
+    once, thrice = (ClipDataset(Manifest.from_csv(corpus), dataclasses.replace(SMALL, repeats=r, windows=windows), train=False) for r in (1, 3))
+    assert len(once) == len(thrice) == 10 * windows and thrice.repeats == 1
+    assert all(map(same, make_loader(once, 4), make_loader(thrice, 4)))
 
 
 # ---- what cannot be read

@@ -67,6 +67,26 @@ def test_tokens(name, tokens, seen):
 def test_length_of_the_spectrogram(name, bins): assert value(name, "clips.samples") // value(name, "frontend.hop") == bins
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_repeated_crops_make_an_epoch_longer_and_leave_the_batch(name):
+    once, four = get_recipe(name), get_recipe(name, **{"clips.repeats": 4})
+    clips = EXAMPLES[name]
+    assert (once.clips_per_step, four.clips_per_step) == (once.batch_size, once.batch_size // 4)
+    assert four.total_steps(clips) == four.epochs * (4 * clips // four.batch_size) and four.warmup_steps(clips) == four.optim.warmup_epochs * (4 * clips // four.batch_size)
+    assert override(four, {"clips.repeats": 1}) == once
+
+def test_as_many_clips_as_a_batch_of_crops_needs():
+    four = get_recipe("smoke_pretrain", **{"clips.repeats": 4})   # a batch of one clip
+    assert four.total_steps(1) == 2 and four.total_steps(3) == 6
+    with pytest.raises(ValueError, match="0 readable training clips do not fill one batch of 1"): four.total_steps(0)
+    assert override(four, {"steps": 7}).total_steps(3) == 7
+
+@pytest.mark.parametrize("repeats, said", [(3, "batch_size=4 is not a multiple of clips.repeats=3, the samples of each clip in a batch: change one of them"), (8, "batch_size=4 is not a multiple"),
+                                           (0, "clips.repeats must be at least 1, not 0"), (1.5, "clips.repeats must be a whole number")])
+def test_repeats_that_do_not_fit_are_told(repeats, said):
+    with pytest.raises(ValueError, match=said): get_recipe("smoke_pretrain", **{"clips.repeats": repeats})
+
+
 # ---- one modality
 
 @pytest.mark.parametrize("modality", ["audio", "video"])
@@ -120,7 +140,7 @@ def test_small_recipes_augment_nothing_new(name):
 def test_a_recipe_that_was_stored_before_these_options_is_read():
     old = json.loads(json.dumps(get_recipe("mini_vggsound_finetune").to_dict()))
     for key in ("colour", "circular_shift", "time_mask_ratio", "init_audio_scale"): del old[key]
-    del old["clips"]["scale_jitter"]
+    for key in ("scale_jitter", "repeats"): del old["clips"][key]
     assert recipe_from_dict(old, "finetune") == get_recipe("mini_vggsound_finetune")
 
 def test_heads_and_sigmoid_do_not_go_together():

@@ -10,7 +10,8 @@ __all__ = ['ClipConfig', 'sample_rng', 'Window', 'random_window', 'spread_window
 import dataclasses, difflib, hashlib, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import count, islice
+from typing import Iterator, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,10 +40,13 @@ class ClipConfig:
     rate: int = 16000
     flip: float = .5                 # probability, in training
     scale_jitter: tuple[float, float] | None = None   # in training, height and width times a factor each from this range, before the cut; None: not
+    repeats: int = 1                 # in training: so many crops of each window that is read, all in the same batch
     windows: int = 1                 # in evaluation: so many, evenly spread over the clip
 
     def __post_init__(self):
         if not self.frames and not self.samples: raise ValueError("ClipConfig has frames=0 and samples=0: there is nothing to read.")
+        for key in ("repeats", "windows"):
+            if getattr(self, key) < 1: raise ValueError(f"clips.{key} must be at least 1, not {getattr(self, key)}.")
         if self.scale_jitter is not None: check_range("clips.scale_jitter", self.scale_jitter)
         least = 1. if self.scale_jitter is None else self.scale_jitter[0]
         if self.frames and self.size > (smallest := min(int(least * self.short_side(True)), self.short_side(False))):
@@ -64,9 +68,10 @@ class ClipConfig:
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})   # JSON has no tuples
 
 # %% ../../nbs/data/03_clips.ipynb #ef77fe97
-def sample_rng(seed: int, epoch: int, id: str) -> np.random.Generator:
-    "Random numbers that follow from these three alone."
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{id}".encode(), digest_size=16).digest()
+def sample_rng(seed: int, epoch: int, id: str, repetition: int = 0) -> np.random.Generator:
+    "Random numbers that follow from these alone; `repetition` counts the crops of one window."
+    again = f"+{repetition}" if repetition else ""   # the first crop is that of a recipe without repetitions
+    digest = hashlib.blake2b(f"{seed}/{epoch}{again}/{id}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
@@ -181,7 +186,8 @@ class Failure(NamedTuple):
 class ClipDataset(torch.utils.data.Dataset):
     """The readable clips of a manifest. Training: per (epoch, clip) a random window, scale, crop and flip. Evaluation: the window in the middle, or
     each of `config.windows` windows as a sample of its own, with the same id. `dataset[epoch, index]`, or `dataset[index]` in epoch 0;
-    `MediaError` if a clip cannot be read. `cache` decodes everything into memory first (see `ClipCache`)."""
+    `MediaError` if a clip cannot be read. `repeated` cuts `config.repeats` samples out of one window. `cache` decodes everything into memory
+    first (see `ClipCache`)."""
 
     def __init__(self, manifest: Manifest, config: ClipConfig, *, train: bool, seed: int = 0, cache: bool = False,
                  multilabel: bool = False, progress: bool = True):
@@ -216,14 +222,28 @@ class ClipDataset(torch.utils.data.Dataset):
         "(clips that can be read as far as is known by now, clips that are listed)."
         return len(self.manifest) - len(self.failures), self.listed
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    @property
+    def repeats(self) -> int:
+        "How many samples `repeated` gives: one in evaluation."
+        return self.config.repeats if self.train else 1
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample: return next(self._samples(key))
+
+    def repeated(self, key: int | tuple[int, int]) -> list[Sample]:
+        "`dataset[key]`, and in training `config.repeats - 1` more samples of the same window, each scaled, cut and mirrored by itself. The file is read once."
+        return list(islice(self._samples(key), self.repeats))
+
+    def _samples(self, key) -> Iterator[Sample]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self): raise IndexError(f"there are {len(self)} samples, and no number {index}.")
         (row, window), id = self._row(index), self.id(index)
         rng = sample_rng(self.seed, epoch, id)
         choose = lambda length: random_window(self.config, length, rng) if self.train else spread_windows(self.config, length)[window]
         clip = self._read(row, choose)
-        return Sample(self._cut(clip.video, rng), clip.waveform, self.labels[self.label_at[row]:self.label_at[row + 1]].tolist(), id)
+        labels = self.labels[self.label_at[row]:self.label_at[row + 1]].tolist()
+        for repetition in count():
+            if repetition: rng = sample_rng(self.seed, epoch, id, repetition)
+            yield Sample(self._cut(clip.video, rng), clip.waveform, labels, id)
 
     def _read(self, row, choose):
         if self.cache and row in self.cache: return self.cache.clip(row, choose(self.cache.length(row)), self.config)

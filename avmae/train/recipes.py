@@ -57,7 +57,7 @@ class Recipe(Config):
     clips: ClipConfig
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    batch_size: int                      # clips per update
+    batch_size: int                      # samples per update: clips, or crops of them if clips.repeats says so
     accumulate: int = 1                  # parts that a batch is cut into, one after the other
     epochs: int                          # passes over the training clips; an incomplete batch at the end of one is left out
     steps: int | None = None             # so many updates instead, schedule included
@@ -72,6 +72,8 @@ class Recipe(Config):
             if getattr(self, key) < 1: raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}.")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} parts of equal size cannot make a batch of {self.batch_size}.")
+        if self.batch_size % self.clips.repeats:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of clips.repeats={self.clips.repeats}, the samples of each clip in a batch: change one of them.")
         if self.clips.rate != self.frontend.sample_rate:
             raise ValueError(f"clips.rate is {self.clips.rate} Hz, but frontend.sample_rate is {self.frontend.sample_rate}.")
         if not 0 <= self.max_failed <= 1: raise ValueError(f"max_failed is a fraction from 0 to 1, not {self.max_failed}.")
@@ -81,15 +83,20 @@ class Recipe(Config):
         "What the model reads."
         return self.model.modalities
 
+    @property
+    def clips_per_step(self) -> int:
+        "Clips that are read for one update."
+        return self.batch_size // self.clips.repeats
+
     def total_steps(self, clips: int) -> int:
         "Updates of the whole run on so many training clips; ValueError if they do not fill one batch."
-        if clips < self.batch_size:
-            raise ValueError(f"{self.corpus.root}: {clips} readable training clips do not fill one batch of {self.batch_size}: lower batch_size or add clips.")
-        return self.steps or self.epochs * (clips // self.batch_size)
+        if clips < self.clips_per_step:
+            raise ValueError(f"{self.corpus.root}: {clips} readable training clips do not fill one batch of {self.clips_per_step}: lower batch_size or add clips.")
+        return self.steps or self.epochs * (clips // self.clips_per_step)
 
     def warmup_steps(self, clips: int) -> float:
         "Length of the linear warm-up; may end between two steps."
-        return self.optim.warmup_epochs * (clips // self.batch_size)
+        return self.optim.warmup_epochs * (clips // self.clips_per_step)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Self:
