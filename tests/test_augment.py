@@ -351,9 +351,9 @@ def kitchen(corpus, tmp_path_factory) -> dict:
     listed = listed.with_columns(labels=[[f"noun/{surface}", f"verb/{sound}"] for (label,) in listed["labels"] for surface, sound in [label.split(" ", 1)]],
                                  split=["validation" if name == "test" else name for name in listed["split"]])
     names = sorted({label for labels in listed["labels"] for label in labels})
-    table = tmp_path_factory.mktemp("kitchen")/"epic_kitchens_100.parquet"
+    table = tmp_path_factory.mktemp("kitchen")/"verbs_and_nouns.parquet"
     replace(listed, classes=tuple(names)).save(table)
-    return {"corpus.root": corpus, "corpus.csv": str(table)}
+    return {"corpus.root": corpus, "corpus.format": "manifest", "corpus.csv": str(table)}
 
 TINY = {"model.size": "nano", "model.fusion_layer": 1, "model.num_classes": {"verb": 4, "noun": 4}, "clips.frames": 4, "clips.stride": 8, "clips.resize": 36, "clips.size": 32,
         "clips.samples": 16_000, "batch_size": 4, "steps": 6, "workers": 0, "freq_masks": 1, "optim.lr": .1}

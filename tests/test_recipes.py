@@ -2,6 +2,8 @@
 import functools, json
 import pytest
 from avmae.data.augment import ColourConfig
+from avmae.data.mini import write_mini_audioset, write_mini_epic_kitchens
+from avmae.train.feed import open_manifest
 from avmae.train.recipes import RECIPES, get_recipe, override, recipe_from_dict
 from avmae.train.step import budget, count_tokens
 
@@ -85,6 +87,27 @@ def test_as_many_clips_as_a_batch_of_crops_needs():
                                            (0, "clips.repeats must be at least 1, not 0"), (1.5, "clips.repeats must be a whole number")])
 def test_repeats_that_do_not_fit_are_told(repeats, said):
     with pytest.raises(ValueError, match=said): get_recipe("smoke_pretrain", **{"clips.repeats": repeats})
+
+
+# ---- corpora
+
+@pytest.mark.parametrize("name, root, format, csv, splits", [
+    ("vggsound_pretrain", "corpora/vggsound", "vggsound", "vggsound.csv", ("train", "test")), ("vggsound_finetune", "corpora/vggsound", "vggsound", "vggsound.csv", ("train", "test")),
+    ("audioset_pretrain", "corpora/audioset", "audioset", "2M", ("train", "test")), ("audioset_finetune", "corpora/audioset", "audioset", "500K", ("train", "test")),
+    ("epic_kitchens_finetune", "corpora/epic_kitchens", "epic_kitchens", ".", ("train", "validation"))])
+def test_official_lists_are_read(name, root, format, csv, splits):
+    c = get_recipe(name).corpus
+    assert (c.root, c.format, c.csv, (c.train_split, c.test_split)) == (root, format, csv, splits)
+
+def test_the_lists_are_found_beside_the_media(tmp_path):
+    "Recipes of AudioSet and Epic-Kitchens open the official files in the folder of the media, with no word about where they lie."
+    write_mini_epic_kitchens(tmp_path/"epic", train=4, test=2, processes=1)
+    write_mini_audioset(tmp_path/"audioset", train=4, test=2, processes=1)
+    kitchen = open_manifest(get_recipe("epic_kitchens_finetune", **{"corpus.root": str(tmp_path/"epic")}).corpus)
+    assert kitchen.splits == ("train", "validation") and {label.split("/")[0] for labels in kitchen["labels"] for label in labels} == {"verb", "noun"}
+    listed = open_manifest(get_recipe("audioset_pretrain", **{"corpus.root": str(tmp_path/"audioset")}).corpus)
+    assert listed.coverage("train")[0] == listed.coverage("train")[1] >= 4 and listed.splits == ("test", "train")
+    with pytest.raises(ValueError, match="fewer than 508994"): open_manifest(get_recipe("audioset_finetune", **{"corpus.root": str(tmp_path/"audioset")}).corpus)
 
 
 # ---- one modality
