@@ -158,17 +158,21 @@ def test_released_numbers():
 def test_masks_follow_from_seed_and_step_and_not_from_what_ran_before(corpus):
     made = recipe(corpus)
     batch = Batch(None, None, torch.zeros(6), list("abcdef"), {}, [])
-    keep = lambda task, step: torch.cat([x.keep for x in task.draw(batch, step)[0][0].values()], 1)
+    keep = lambda task, step, batch=batch: torch.cat([x.keep for x in task.draw(batch, step)["masks"].values()], 1)
     task, again = Pretraining(made), Pretraining(made)
     torch.rand(100)
     assert keep(task, 3).equal(keep(again, 3)) and not keep(task, 3).equal(keep(task, 4))
     assert not keep(task, 3).equal(keep(Pretraining(override(made, {"seed": 1})), 3))
-    parts = Pretraining(override(made, {"batch_size": 6, "accumulate": 3})).draw(batch, 3)
-    for m in ("video", "audio"): assert torch.cat([masks[m].keep for masks, _ in parts]).equal(task.draw(batch, 3)[0][0][m].keep)
+    assert keep(task, 3, batch._replace(ids=list("fdb"))).equal(keep(task, 3)[[5, 3, 1]])   # whoever stands beside a clip
+    twice = keep(task, 3, batch._replace(ids=list("aba")))
+    assert twice[:2].equal(keep(task, 3)[:2]) and not twice[0].equal(twice[2])              # unless it is another crop of the same
 
 def test_split_loses_nothing():
     for n in range(1, 20):
-        for parts in range(1, 8): assert [i for rows in split(n, parts) for i in range(n)[rows]] == list(range(n))
+        for parts in range(1, 8):
+            made = split(n, parts)
+            assert sorted(sum(made, [])) == list(range(n)) and {len(rows) - n // len(made) for rows in made} <= {0, 1}
+            if n % (2 * parts) == 0: assert all([n - 1 - i for i in reversed(rows)] == rows for rows in made)   # mixup's pairs stay together
 
 def test_blank_hides_runs_of_the_stated_length():
     kept = blank(200, 50, 2, 10, seed=3)
@@ -194,10 +198,10 @@ def test_an_absent_modality_counts_for_nothing(corpus):
     generator = torch.Generator().manual_seed(1)
     batch = Batch(torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8, generator=generator), torch.randn(3, 16_000, generator=generator),
                   torch.tensor([0, 1, 2]), list("abc"), {"video": torch.tensor([True] * 3), "audio": torch.tensor([True, True, False])}, [])
-    loss = lambda b: task(task.frontend(b.inputs), b, task.draw(b, 0)[0]).values
-    heard = part_of(batch, slice(0, 2))
-    torch.testing.assert_close(loss(batch)["loss_audio"], loss(heard)["loss_audio"])
-    assert loss(batch)["loss_video"] != loss(heard)["loss_video"]
+    loss = lambda b: task(task.frontend(b.inputs), b, task.draw(b, 0)).losses
+    heard = part_of(batch, [0, 1])
+    torch.testing.assert_close(loss(batch)["audio"], loss(heard)["audio"])
+    assert loss(batch)["video"] != loss(heard)["video"]
 
 
 # ---- checkpoints
@@ -321,8 +325,8 @@ def test_signal_saves_and_leaves(corpus, tmp_path, monkeypatch):
 
 def poison(monkeypatch, bad: set) -> None:
     original = engine.accumulate
-    def accumulate(t, batch):
-        sums = original(t, batch)
+    def accumulate(t, *work):
+        sums = original(t, *work)
         if t.step in bad: next(p for p in t.task.model.parameters() if p.grad is not None).grad.fill_(math.nan)
         return sums
     monkeypatch.setattr(engine, "accumulate", accumulate)
@@ -353,7 +357,7 @@ def test_a_folder_where_nothing_was_done_is_free(corpus, tmp_path):
 def test_finetuning_starts_from_what_was_learned(corpus, tmp_path):
     run(recipe(corpus, steps=3), tmp_path/"pre")
     made = recipe(corpus, "finetune", init_from=str(tmp_path/"pre"), steps=1)
-    t = begin(made, open_corpus(made), 16, torch.device("cpu"))
+    t = begin(made, open_corpus(made), 16)
     source, target = load_weights(tmp_path/"pre"/"model.safetensors")[0], t.task.model.state_dict()
     assert target["embed.patch.video.weight"].equal(source["embed.patch.video.weight"])
     assert target["blocks.audio.0.attn.qkv.weight"].equal(source["encoder.stacks.audio.blocks.0.attn.qkv.weight"])
@@ -371,12 +375,11 @@ def test_record_answers_how_it_was_made(corpus, tmp_path):
 def test_changed_corpus_is_not_resumed(tmp_path, monkeypatch):
     write_smoke_corpus(tmp_path/"vggsound")
     made = recipe(str(tmp_path/"vggsound"), cache=False)
-    t = begin(made, open_corpus(made), 16, torch.device("cpu"))
+    t = begin(made, open_corpus(made), 16)
     t.step = 1
     t.save(tmp_path/"run")
     open_manifest(made.corpus).split("train").file(0).unlink()
-    t = begin(made, open_corpus(made), 15, torch.device("cpu"))
-    with pytest.raises(ValueError, match="has changed since"): t.resume(tmp_path/"run")
+    with pytest.raises(ValueError, match="has changed since"): begin(made, open_corpus(made), 15, found=load_checkpoint(tmp_path/"run"/"checkpoint"))
 
 
 # ---- bad corpora
@@ -394,9 +397,9 @@ def test_what_could_not_be_read_before_an_interruption_is_in_the_record(tmp_path
     row = next(iter(TrainBatches(16, 4, made.seed, start_step=4)))[0][1]   # read in step 4, and not again
     clips.file(row).write_bytes(b"not a movie")
     original = engine.accumulate
-    def interrupted(t, batch):
+    def interrupted(t, *work):
         if t.step == 5: os.kill(os.getpid(), signal.SIGINT)
-        return original(t, batch)
+        return original(t, *work)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "accumulate", interrupted)
         with pytest.raises(Interrupted, match="after step 6 of 8"): run(made, tmp_path/"run")

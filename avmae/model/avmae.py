@@ -193,13 +193,16 @@ class AVMAE(nn.Module):
         return self.encoder({m: self.embed(m, x) for m, x in self.patchify(inputs).items()})
 
     def forward(self, inputs: dict[str, Tensor], masks: dict[str, Mask] | None = None,
-                generator: torch.Generator | None = None, orders: dict[str, Tensor] | None = None) -> AVMAEOutput:
-        "One step; `masks`, and the `orders` of shuffled inpainting, are drawn from `generator` if not given."
+                generator: torch.Generator | None = None, orders: dict[str, Tensor] | None = None,
+                present: dict[str, Tensor] | None = None) -> AVMAEOutput:
+        """One step; `masks`, and the `orders` of shuffled inpainting, are drawn from `generator` if not given. An example
+        for which `present` [b] of a modality is 0 does not count in that modality's loss."""
         c, patches = self.config, self.patchify(inputs)
         masks = self.sample_masks(inputs, generator) if masks is None else check_masks(masks, patches)
         if c.shuffle_inpainted and orders is None: orders = self.sample_orders(masks, generator)
         encoded = self.encoder({m: self.embed(m, x, masks[m].keep) for m, x in patches.items()})
         predictions, weights, ids = self.decoder(encoded, masks, orders, c.decode_ratio if self.training else 1.)
+        if present is not None: weights = {m: x * present[m][:, None] for m, x in weights.items()}
         targets = {m: x if ids is None else take(x, ids[m]) for m, x in patches.items()}
         if c.standardise_targets: targets = {m: standardise(x) for m, x in targets.items()}
         losses = {m: masked_loss(predictions[m], targets[m], weights[m], c.loss_per_value) for m in patches}

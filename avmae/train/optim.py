@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from ..model.frontend import Config
 
@@ -71,12 +72,13 @@ def build_optimizer(named: Mapping[str, Tensor], config: OptimConfig, scales: Ma
 # %% ../../nbs/train/01_optim.ipynb #2a83bd19
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     "Euclidean norm of the whole gradient."
-    return get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+    norm = get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-def clip_gradients(optimizer: torch.optim.Optimizer, largest: float, norm: Tensor) -> None:
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float, norm: float) -> None:
     "Scale all gradients to the norm `largest` if theirs, `norm`, is above it. METHOD.md g."
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_mul_(grads, (largest / norm).clamp(max=1.).to(grads[0].device))
+    if norm > largest: torch._foreach_mul_(grads, largest / norm)
 
 def update(optimizer: torch.optim.Optimizer, lr: float) -> None:
     "One step at rate `lr` (times each group's scale), then the explicit decay of METHOD.md g."

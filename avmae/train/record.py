@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_EFFECT', 'PACKAGES', 'dotted', 'same_numbers', 'config_hash', 'differences', 'read_json', 'claim', 'MetricsLog',
-           'read_metrics', 'git_revision', 'versions', 'hardware', 'peak_memory', 'provenance']
+           'NoLog', 'read_metrics', 'git_revision', 'versions', 'hardware', 'peak_memory', 'provenance']
 
 # %% ../../nbs/train/05_record.ipynb #991510e5
 import hashlib, json, os, platform, subprocess, sys
@@ -22,10 +22,10 @@ def dotted(values: Mapping, prefix: str = "") -> dict:
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
 
-NO_EFFECT = ("corpus.root", "workers", "cache", "max_failed", "checkpoint_every", "init_from")  # init_from: its weights are hashed instead
+NO_EFFECT = ("corpus.root", "workers", "cache", "max_failed", "checkpoint_every", "compile", "recompute", "shard", "init_from")  # init_from: its weights are hashed instead
 
 def same_numbers(recipe: Mapping) -> dict:
-    "The dotted recipe without the fields that cannot change the result; tuples as lists, as JSON has them."
+    "The dotted recipe without the fields that cannot change the result (beyond rounding); tuples as lists, as JSON has them."
     return {key: value for key, value in dotted(json.loads(json.dumps(recipe))).items() if key not in NO_EFFECT}
 
 def config_hash(recipe: Mapping) -> str:
@@ -77,6 +77,13 @@ class MetricsLog:
     def sync(self) -> None: os.fsync(self.file.fileno())
     def __enter__(self): return self
     def __exit__(self, *_): self.file.close()
+
+class NoLog:
+    "What the other processes of a run write: nothing."
+    def __call__(self, **values) -> None: pass
+    def sync(self) -> None: pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
 
 def _lines(path: Path) -> list[dict]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
