@@ -1,5 +1,5 @@
 "Augmentation: identity without strength, ranges, the same change for all pictures of a clip, chance that follows from (seed, epoch, id) or (seed, step) alone; and verb/noun heads."
-import colorsys
+import colorsys, json
 from dataclasses import replace
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from avmae.train.evaluate import evaluate, head_scores, logits_of
 from avmae.train.feed import check_classes, open_manifest, train_data, write_smoke_corpus
 from avmae.train.metrics import joint_top_k_correct, top_k_correct
 from avmae.train.recipes import get_recipe, override
-from avmae.train.step import Finetuning, mix
+from avmae.train.step import Finetuning, Pretraining, mix, part_of, total
 
 
 def generator(seed=0): return torch.Generator().manual_seed(seed)
@@ -204,7 +204,7 @@ def test_every_option_changes_its_modality_and_only_that(option):
     made = get_recipe("smoke_finetune", **{option: OPTIONS[option]})
     task, clips = Finetuning(made), batch(made)
     inputs = task.frontend(clips.inputs)
-    changed = task.augment(inputs, task.draw(clips, 4)[0])
+    changed = task.augment(inputs, task.draw(clips, 4))
     touched = "video" if option.startswith("colour") else "audio"
     assert not changed[touched].equal(inputs[touched])
     assert all(changed[m].equal(inputs[m]) for m in inputs if m != touched)
@@ -216,47 +216,57 @@ def test_every_parameter_of_an_option_has_an_effect(path, other):
     clips, results = batch(on), []
     for made in (on, override(on, {path: other})):
         task = Finetuning(made)
-        results.append(task.augment(task.frontend(clips.inputs), task.draw(clips, 4)[0]))
+        results.append(task.augment(task.frontend(clips.inputs), task.draw(clips, 4)))
     assert any(not results[0][m].equal(results[1][m]) for m in results[0])
 
 def test_options_off_leave_the_batch_alone():
     made = get_recipe("smoke_finetune")
     task, clips = Finetuning(made), batch(made)
-    inputs, (drawn,) = task.frontend(clips.inputs), task.draw(clips, 4)
+    inputs, drawn = task.frontend(clips.inputs), task.draw(clips, 4)
     assert drawn["colours"] == drawn["sound"] == {} and all(x.equal(inputs[m]) for m, x in task.augment(inputs, drawn).items())
 
 def test_released_time_masks_are_inert_and_ratio_one_is_not():
     made = get_recipe("smoke_finetune", time_masks=4, time_mask_ratio=0.)
     clips = batch(made)
-    assert Finetuning(made).draw(clips, 0)[0]["sound"] == {}
-    assert (Finetuning(override(made, {"time_mask_ratio": 1.})).draw(clips, 0)[0]["sound"]["time"] == 0).any()
+    assert Finetuning(made).draw(clips, 0)["sound"] == {}
+    assert (Finetuning(override(made, {"time_mask_ratio": 1.})).draw(clips, 0)["sound"]["time"] == 0).any()
 
 def test_masks_come_after_the_shift_and_are_zero():
     made = get_recipe("smoke_finetune", **{"circular_shift": True, "freq_masks": 2, "time_masks": 2})
     task, clips = Finetuning(made), batch(made)
-    inputs, (drawn,) = task.frontend(clips.inputs), task.draw(clips, 4)
+    inputs, drawn = task.frontend(clips.inputs), task.draw(clips, 4)
     sound, kept = drawn["sound"], drawn["sound"]["mels"] * drawn["sound"]["time"]
     assert task.augment(inputs, drawn)["audio"].equal(circular_shift(inputs["audio"], sound["shift"]) * kept) and (kept == 0).any()
     assert 0 <= sound["shift"].min() and sound["shift"].max() < inputs["audio"].shape[1]
 
-def test_changes_follow_from_seed_and_step_and_not_from_the_parts():
+def test_changes_follow_from_seed_step_and_id_and_not_from_the_neighbours():
     made = get_recipe("smoke_finetune", **OPTIONS, batch_size=6, mixup=0.)
     clips, flat = batch(made), lambda drawn: torch.cat([x.double().flatten() for kind in ("colours", "sound") for x in drawn[kind].values()])
     task = Finetuning(made)
     torch.rand(10)
-    assert flat(task.draw(clips, 3)[0]).equal(flat(Finetuning(made).draw(clips, 3)[0])) and not flat(task.draw(clips, 3)[0]).equal(flat(task.draw(clips, 4)[0]))
-    whole, parts = task.draw(clips, 3)[0], Finetuning(override(made, {"accumulate": 3})).draw(clips, 3)
-    for kind in ("colours", "sound"):
-        for name, x in whole[kind].items(): assert torch.cat([part[kind][name] for part in parts]).equal(x)
+    assert flat(task.draw(clips, 3)).equal(flat(Finetuning(made).draw(clips, 3))) and not flat(task.draw(clips, 3)).equal(flat(task.draw(clips, 4)))
+    whole = task.draw(clips, 3)
+    for rows in ([0, 5], [4, 2, 1], [3]):
+        part = task.draw(part_of(clips, rows), 3)
+        for kind in ("colours", "sound"):
+            for name, x in whole[kind].items(): assert part[kind][name].equal(x[rows])
+
+def test_crops_of_the_same_clip_are_changed_differently():
+    made = get_recipe("smoke_finetune", **OPTIONS, mixup=0.)
+    clips = batch(made, 4)._replace(ids=["a", "b", "a", "b"])
+    for kind, drawn in Finetuning(made).draw(clips, 3).items():
+        for name in {"hue", "shift", "time"} & drawn.keys(): assert not drawn[name][0].equal(drawn[name][2])
+    masks = Pretraining(get_recipe("smoke_pretrain")).draw(clips, 3)["masks"]
+    assert all(not mask.drop[0].equal(mask.drop[2]) for mask in masks.values())
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_a_single_modality_is_augmented_too(modality):
     made = get_recipe("smoke_finetune", **OPTIONS, **{"model.modalities": [modality]})
     task, clips = Finetuning(made).train(), batch(made)
     clips = clips._replace(**{m: None for m in ("video", "audio") if m != modality}, present={modality: clips.present[modality]})
-    drawn, = task.draw(clips, 0)
+    drawn = task.draw(clips, 0)
     assert bool(drawn["colours"]) == (modality == "video") and bool(drawn["sound"]) == (modality == "audio")
-    assert task(task.frontend(clips.inputs), clips, drawn).loss.isfinite()
+    assert total(task(task.frontend(clips.inputs), clips, drawn).losses, task.weights).isfinite()
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> str:
@@ -270,6 +280,16 @@ def test_training_with_everything_on_does_not_depend_on_workers(corpus, tmp_path
     runs = [fit(get_recipe("smoke_finetune", **ALL_ON, **{"corpus.root": corpus, "workers": n, "cache": n == 0}), tmp_path/str(n), device="cpu", progress=False) for n in (0, 2)]
     assert runs[0]["weights"] == runs[1]["weights"] and runs[0]["result"] == runs[1]["result"]
 
+@pytest.mark.parametrize("name", ["smoke_pretrain", "smoke_finetune"])
+def test_training_on_repeated_crops_does_not_depend_on_workers_or_cache(corpus, tmp_path, name):
+    options = {"corpus.root": corpus, "clips.resize": 40, "clips.repeats": 2}
+    runs = [fit(get_recipe(name, **options, workers=n, cache=n == 0), tmp_path/str(n), device="cpu", progress=False) for n in (0, 2)]
+    once = fit(get_recipe(name, **options | {"clips.repeats": 1}), tmp_path/"once", device="cpu", progress=False)
+    assert runs[0]["weights"] == runs[1]["weights"] != once["weights"]
+    assert (runs[0]["steps"], once["steps"]) == (2 * 16 // 2, 2 * 16 // 4)   # two epochs of 16 clips
+    last = [json.loads(line)["epoch"] for line in (tmp_path/"0"/"metrics.jsonl").read_text().splitlines()][-1]
+    assert last == 15 * 2 / 16
+
 def test_pretraining_can_be_jittered(corpus, tmp_path):
     losses = [fit(get_recipe("smoke_pretrain", **{"corpus.root": corpus, "clips.resize": 40, "clips.scale_jitter": jitter, "steps": 2}), tmp_path/str(k), device="cpu", progress=False)["result"]
               for k, jitter in enumerate((None, (.9, 1.33)))]
@@ -279,8 +299,8 @@ def test_pretraining_can_be_jittered(corpus, tmp_path):
 def test_pretrained_audio_embedding_is_scaled(corpus, tmp_path, scale):
     fit(get_recipe("smoke_pretrain", **{"corpus.root": corpus, "steps": 1}), tmp_path/"pre", device="cpu", progress=False)
     made = get_recipe("smoke_finetune", **{"corpus.root": corpus, "init_from": str(tmp_path/"pre"), "init_audio_scale": scale})
-    model = begin(made, open_manifest(made.corpus), 16, torch.device("cpu")).task.model
-    plain = begin(override(made, {"init_audio_scale": 1.}), open_manifest(made.corpus), 16, torch.device("cpu")).task.model
+    model = begin(made, open_manifest(made.corpus), 16).task.model
+    plain = begin(override(made, {"init_audio_scale": 1.}), open_manifest(made.corpus), 16).task.model
     for (name, w), other in zip(model.state_dict().items(), plain.state_dict().values()):
         assert w.equal(other * scale if name == "embed.patch.audio.weight" else other), name
     # three equal channels under the kernel, repeated: what the release computes
@@ -298,7 +318,7 @@ def test_loss_of_several_heads_is_the_mean_of_their_cross_entropies(mixup):
     made = get_recipe("smoke_finetune", **{"model.num_classes": HEADS, "label_smoothing": .3, "mixup": mixup})
     task, clips = Finetuning(made).train(), batch(made)
     torch.nn.init.normal_(task.model.head.weight, std=.5, generator=generator())
-    drawn, = task.draw(clips, 2)
+    drawn = task.draw(clips, 2)
     result = task(task.frontend(clips.inputs), clips, drawn)
     rows = {"noun": clips.labels[:, :7], "verb": clips.labels[:, 7:]}   # the corpus sorts its classes
     each = []
@@ -307,8 +327,8 @@ def test_loss_of_several_heads_is_the_mean_of_their_cross_entropies(mixup):
         logits = task.model({k: mix(x, drawn["weights"][k]) if mixup else x for k, x in task.frontend(clips.inputs).items()})[m]
         smooth = {h: mix(y * .7 + .3 / y.shape[1], weight) for h, y in rows.items()}
         each.append(sum(F.cross_entropy(logits[h], smooth[h]) for h in HEADS) / 2)
-        torch.testing.assert_close(result.values[f"loss_{m}"], each[-1].detach())
-    torch.testing.assert_close(result.loss, sum(each) / 2)
+        torch.testing.assert_close(result.losses[m], each[-1])
+    torch.testing.assert_close(total(result.losses, task.weights), sum(each) / 2)
 
 def test_gradient_of_one_head_does_not_reach_the_other():
     made = get_recipe("smoke_finetune", **{"model.num_classes": HEADS, "mixup": 0.})
@@ -383,6 +403,6 @@ def test_released_recipes_run_on_a_made_up_batch(name):
     made = get_recipe(name, **{key: value for key, value in TINY.items() if key != "model.num_classes"}, **{"model.num_classes": 9})
     task, clips = Finetuning(made).train(), batch(made, 4)
     if made.loss == "sigmoid": clips = clips._replace(labels=(torch.rand(4, 9, generator=generator()) < .3).float())
-    drawn, = task.draw(clips, 0)
+    drawn = task.draw(clips, 0)
     assert drawn["colours"] and "mels" in drawn["sound"] and "time" not in drawn["sound"] and ("shift" in drawn["sound"]) == (name == "audioset_finetune")
-    assert task(task.frontend(clips.inputs), clips, drawn).loss.isfinite()
+    assert total(task(task.frontend(clips.inputs), clips, drawn).losses, task.weights).isfinite()
