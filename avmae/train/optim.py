@@ -65,9 +65,9 @@ def build_optimizer(named: Mapping[str, Tensor], config: OptimConfig, scales: Ma
         key = (scales[name] if scales else 1., config.decay if is_kernel(name, parameter) else 0.)
         groups.setdefault(key, []).append(parameter)
     options = [dict(params=params, scale=scale, decay=decay) for (scale, decay), params in groups.items()]
-    fused = all(p.is_floating_point() for p in named.values())
-    if config.method == "adam": return torch.optim.Adam(options, lr=0., betas=config.betas, eps=config.eps, fused=fused)
-    return torch.optim.SGD(options, lr=0., momentum=config.momentum, fused=fused)
+    if config.method == "adam": return torch.optim.Adam(options, lr=0., betas=config.betas, eps=config.eps, fused=True)
+    sharded = any(isinstance(p, DTensor) for p in named.values())   # for which torch has no fused SGD
+    return torch.optim.SGD(options, lr=0., momentum=config.momentum, fused=not sharded)
 
 # %% ../../nbs/train/01_optim.ipynb #2a83bd19
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
