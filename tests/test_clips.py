@@ -304,6 +304,14 @@ def test_processes_share_batches_of_crops(corpus):
             assert sorted(row for part in parts for row in rows(part[step])) == rows(batch)
             assert all(len(part[step].ids) == 12 // world and set(Counter(part[step].ids).values()) <= {2, 4} for part in parts)
 
+def test_processes_mix_the_same_crops_as_one(corpus):
+    data, partners = repeating(Manifest.from_csv(corpus), 3), []
+    for world in (1, 2):   # batches of 12 samples of 4 clips
+        batches = zip(*(make_loader(data, 12, steps=4, rank=rank, world_size=world) for rank in range(world)))
+        rows = [[list(zip(part.ids, part.video.long().sum((1, 2, 3, 4)).tolist())) for part in parts] for parts in batches]
+        partners.append([sorted(pair for part in parts for pair in zip(part, part[::-1])) for parts in rows])
+    assert partners[0] == partners[1] and all(a != b for pairs in partners[0] for (a, _), (b, _) in pairs)
+
 @pytest.mark.parametrize("size, world, told", [(7, 1, "batch_size=7 in 1 process cannot .* clips.repeats=2 times: choose a multiple of 2"), (6, 2, "batch_size=6 in 2 processes cannot .* choose a multiple of 4")])
 def test_a_batch_that_cannot_be_made_of_repeated_clips_is_told(corpus, size, world, told):
     with pytest.raises(ValueError, match=told): make_loader(repeating(Manifest.from_csv(corpus), 2), size, world_size=world)
