@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SLACK', 'write_clip', 'MediaError', 'why', 'within_tar', 'open_container', 'best_stream', 'decoder_threads',
-           'decode_in_order', 'shown_at', 'Upright', 'scaled', 'Painter', 'pictures_in_order', 'pictures_wanted',
-           'mono', 'clock_ratio', 'resample_part']
+           'packets_of', 'decode_in_order', 'shown_at', 'Upright', 'scaled', 'Painter', 'pictures_in_order',
+           'pictures_wanted', 'samples_of', 'mono', 'clock_ratio', 'resample_part']
 
 # %% ../../nbs/data/00_codec.ipynb #92e4b019
-import multiprocessing, os, re, threading
+import multiprocessing, os, re, stat, threading
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
@@ -90,17 +90,26 @@ def within_tar(path: str | Path) -> tuple[Path, int, int] | None:
 def open_container(path: str | Path) -> av.container.InputContainer:
     "A media file, or one within a tar, opened for reading, or a `MediaError` that says why not."
     file, first, size = within_tar(path) or (Path(path), 0, None)
-    if not file.exists(): raise MediaError(path, "missing", "there is no such file")
-    if not file.is_file(): raise MediaError(path, "undecodable", "this is a folder or a device, not a file")
-    if file.stat().st_size == 0: raise MediaError(path, "undecodable", "the file is empty (0 bytes)")
-    if file.stat().st_size < first + (size or 0): raise MediaError(path, "undecodable", "the tar ends before this file does")
+    try: found = file.stat()
+    except FileNotFoundError: raise MediaError(path, "missing", "there is no such file") from None
+    except (OSError, ValueError) as error: raise MediaError(path, "missing", f"the file cannot be reached ({why(error)})") from None   # links in a circle, a name too long
+    if not stat.S_ISREG(found.st_mode): raise MediaError(path, "undecodable", "this is a folder or a device, not a file")
+    if found.st_size == 0: raise MediaError(path, "undecodable", "the file is empty (0 bytes)")
+    if found.st_size < first + (size or 0): raise MediaError(path, "undecodable", "the tar ends before this file does")
     try: container = av.open(f"file:{file}" if size is None else f"subfile,,start,{first},end,{first + size},,:file:{file}", metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(path, "undecodable", f"the file cannot be opened as media ({why(error)})") from None
-    if container.format.name == "tty":   # FFmpeg is willing to show any text as pictures of a terminal
+    if other := _other_than_media(container.format.name):
         container.close()
-        raise MediaError(path, "undecodable", "the file is text, not media")
+        raise MediaError(path, "undecodable", f"the file is {other}, not media")
     return container
+
+
+def _other_than_media(kind):
+    "What FFmpeg is willing to show, but nobody means: any text as pictures of a terminal, what a list refers to, a photograph as a film of one picture."
+    if kind in ("tty", "lrc"): return "text"
+    if kind in ("concat", "hls", "dash", "sdp", "imf"): return "a list of other files"
+    return "a single picture" if kind == "image2" or kind.endswith("_pipe") else None
 
 
 def best_stream(container: av.container.InputContainer, kind: str):
@@ -117,27 +126,36 @@ def decoder_threads() -> int:
     return min(4, os.cpu_count() or 1) if alone else 1
 
 # %% ../../nbs/data/00_codec.ipynb #f4133b12
+def packets_of(container: av.container.InputContainer, stream) -> Iterator[av.Packet]:
+    "All packets of a stream, and an empty one at the end that asks the decoder for what it still holds."
+    try: yield from container.demux(stream)
+    except IndexError: return   # PyAV stumbles over streams that appear on the way, as in a damaged flv, after our own was flushed
+
+
 def decode_in_order(container: av.container.InputContainer, stream) -> Iterator[tuple]:
     "All that a stream holds, as (seconds, frame, None) or, where a packet does not decode, (seconds, None, error)."
     tick, step = float(stream.time_base), 1 / float(stream.guessed_rate or 25) if stream.type == "video" else 0.
-    now, at, packets = -np.inf, 0., container.demux(stream)
-    while True:
-        try: packet = next(packets, None)
-        except av.FFmpegError as error:
-            yield at, None, error
-            return
-        if packet is None: return
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is not None: at = stamp * tick
-        try: frames = packet.decode()
-        except (av.FFmpegError, ValueError) as error:
-            yield at, None, error
-            continue
-        for frame in frames:
-            seconds = now + step if frame.pts is None else frame.pts * tick
-            if stream.type == "video" and seconds <= now: continue
-            now = seconds
-            yield seconds, frame, None
+    now, at, cut = -np.inf, 0., None
+    try:
+        for packet in packets_of(container, stream):
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None: at = stamp * tick
+            if stamp is not None and not packet.size: continue   # the picture before is shown for longer
+            if cut and packet.size and not packet.is_corrupt:
+                yield cut
+                cut = None
+            try: frames = packet.decode()
+            except (av.FFmpegError, ValueError) as error:
+                frames, broken = [], (at, None, error)
+                if packet.is_corrupt or stream.type == "audio": cut = cut or broken   # a break, unless nothing follows: then the file was cut off
+                else: yield broken
+            for frame in frames:
+                seconds = frame.pts * tick if frame.pts is not None else now + step if now > -np.inf else at
+                if stream.type == "video" and seconds <= now: continue
+                now, step = seconds, step if stream.type == "video" else frame.samples / max(frame.rate, 1)
+                yield seconds, frame, None
+    except av.FFmpegError as error: yield at, None, error
+    if cut and now == -np.inf: yield cut
 
 # %% ../../nbs/data/00_codec.ipynb #88f274e0
 SLACK = 1e-3   # s; Matroska rounds its time stamps to the millisecond
@@ -191,7 +209,8 @@ def pictures_in_order(path: str | Path, times: np.ndarray, short_side: int | Non
     with open_container(path) as container:
         stream = best_stream(container, "video")
         stream.codec_context.thread_count = 1   # so that a break is reported at the packet that has it
-        if seek > 0: container.seek(int(seek / stream.time_base), stream=stream)
+        try: container.seek(int(max(seek, 0) / stream.time_base), stream=stream) if seek > 0 else None
+        except av.FFmpegError: pass   # then from wherever it stands
         return list(_on_screen(path, decode_in_order(container, stream), list(times), Painter(short_side)))
 
 
@@ -227,6 +246,7 @@ def pictures_wanted(container: av.container.InputContainer, stream, times: np.nd
     start = (stream.start_time or 0) * tick
     if not packets or not packets[0].is_keyframe or packets[0].pts * tick > max(times[0], start) + SLACK: return None
     stamps = np.unique([packet.pts for packet in packets if not packet.is_discard])   # an edit list may discard some
+    if not len(stamps): return None
     wanted = stamps[shown_at(times, stamps * tick)].tolist()
     needed, pixels, painter = set(wanted), {}, Painter(short_side)
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
@@ -241,14 +261,26 @@ def pictures_wanted(container: av.container.InputContainer, stream, times: np.nd
 
 def _packets_until(container, stream, end):
     packets, tick = [], float(stream.time_base)
-    for packet in container.demux(stream):
-        if packet.size == 0: break
+    for packet in packets_of(container, stream):
+        if packet.size == 0 and packet.pts is None: break
+        if packet.size == 0: continue
         if packet.pts is None or packet.dts is None or packet.is_corrupt: return None
         packets.append(packet)
         if packet.dts * tick > end: break   # from here on everything is shown later
     return packets
 
 # %% ../../nbs/data/00_codec.ipynb #f59d9abf
+_SAMPLE = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+
+
+def samples_of(frame: av.AudioFrame) -> np.ndarray:
+    "The decoded samples of a frame, [channels, n] or interleaved [1, n * channels]."
+    # PyAV's own to_ndarray looks for the planes behind the last one, and of eight channels finds a ninth that is not there
+    planes = frame.planes[:frame.layout.nb_channels if frame.format.is_planar else 1]
+    count = frame.samples * (1 if frame.format.is_planar else frame.layout.nb_channels)
+    return np.stack([np.frombuffer(plane, _SAMPLE[frame.format.name.removesuffix("p")], count) for plane in planes])
+
+
 def mono(samples: np.ndarray, channels: int) -> torch.Tensor:
     "Decoded samples [channels, n], or interleaved [1, n * channels], of any type -> the mean of the channels, f32 [n] in [-1,1]."
     if len(samples) != channels: samples = rearrange(samples, "1 (n c) -> c n", c=channels)

@@ -77,7 +77,7 @@ def _pictures(media, begin, stop, config):
     times = begin + np.arange(max(1, int(np.ceil((stop - begin) * config.fps - 1e-6)))) / config.fps
     for part in np.split(times, range(round(10 * config.fps), len(times), round(10 * config.fps))):
         video_tchw = media.video(part, short)
-        size = size or [side // 2 * 2 for side in video_tchw.shape[-2:]]
+        size = size or [max(side // 2 * 2, 2) for side in video_tchw.shape[-2:]]
         # some files change their size on the way; a clip has one
         if any(not 0 <= have - want < 2 for have, want in zip(video_tchw.shape[-2:], size)): video_tchw = vision.resize(video_tchw, size)
         yield video_tchw[..., :size[0], :size[1]]
