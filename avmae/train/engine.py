@@ -25,6 +25,7 @@ from ..data.manifest import Manifest
 from ..model.avmae import AVMAE, AVMAEConfig
 from ..model.classifier import AVClassifier, AVClassifierConfig
 from ..model.transformer import Block
+from .board import Board, open_board
 from .checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights, sync, write_atomic
 from .feed import open_corpus, train_data
 from .optim import build_optimizer, clip_gradients, gradient_norm, learning_rate, rate_scales, update
@@ -57,6 +58,7 @@ def speed_up(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, Block): module.recompute = recipe.recompute
     if recipe.compile is False or recipe.compile is None and device.type != "cuda": return
+    torch._dynamo.config.suppress_errors = True   # what cannot be compiled after all runs as it is, with a warning
     if compiles(device): model.compile(dynamic=False)
     elif recipe.compile: warnings.warn(f"{recipe.name} is not compiled: torch.compile finds no compiler for {device.type} here.", stacklevel=2)
 
@@ -270,7 +272,7 @@ def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -
     "Run `t` to its last step. Interrupted, after saving, if a signal comes; NonFinite, with the ids in nonfinite.json, if it diverges."
     r, stop = t.recipe, False
     loader = make_loader(data, r.batch_size, workers=r.workers, start_step=t.step, steps=t.total - t.step, rank=t.group.rank, world_size=t.group.size, max_failed=r.max_failed)
-    with stop_flag() as stopped, open_log(t, folder) as log, progress_bar(t, progress) as bar:
+    with stop_flag() as stopped, open_log(t, folder) as log, open_board(r, t.manifest, t.group, folder, t.step) as board, progress_bar(t, progress) as bar:
         clock = time.perf_counter()
         for work, waited in timed(ahead(t, loader)):
             counts, stop = agree(t, work, loader, stopped)
@@ -278,22 +280,24 @@ def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -
             values = train_step(t, work, counts)
             clock, took = time.perf_counter(), time.perf_counter() - clock
             t.seconds, t.waited = t.seconds + took, t.waited + waited
-            log(step=t.step - 1, epoch=round((t.step - 1) * r.clips_per_step / t.clips, 3), **values, seconds=round(took, 5), waited=round(waited, 5))
+            line = dict(step=t.step - 1, epoch=round((t.step - 1) * r.clips_per_step / t.clips, 3), **values, seconds=round(took, 5), waited=round(waited, 5))
+            for written in (log, board): written(**line)
             bar.set_postfix(loss=f"{values['loss']:.4g}", reading=f"{t.waited / t.seconds:.0%}", memory=f"{peak_memory(t.group.device) / 1e9:.1f}G", refresh=False)
             bar.update(r.batch_size)
             if len(t.bad) == 3: raise diverged(t, folder)
-            if t.step % r.checkpoint_every == 0 and t.step < t.total: checkpoint(t, log, folder)
-        checkpoint(t, log, folder)
+            if t.step % r.checkpoint_every == 0 and t.step < t.total: checkpoint(t, log, board, folder)
+        checkpoint(t, log, board, folder)
     if stop: raise interrupted(t, folder, max(t.group.gather(stopped[:1] or [0]))[0])
 
 def open_log(t: Training, folder: Path) -> MetricsLog | NoLog:
     "The log of the run, which the first process keeps."
     return MetricsLog(folder, t.step) if t.group.first else NoLog()
 
-def checkpoint(t: Training, log: MetricsLog | NoLog, folder: Path) -> None:
-    "Save; the log is on the disk first."
-    log.sync()
+def checkpoint(t: Training, log: MetricsLog | NoLog, board: Board, folder: Path) -> None:
+    "Save; log and board are on the disk first. Then draw."
+    for written in (log, board): written.sync()
     t.save(folder)
+    board.pictures(t.task, t.step - 1)
 
 def interrupted(t: Training, folder: Path, number: int) -> Interrupted:
     "The sentence to leave with."
