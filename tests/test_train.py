@@ -370,7 +370,7 @@ def test_record_answers_how_it_was_made(corpus, tmp_path):
     record = run(recipe(corpus, steps=2), tmp_path/"run")
     assert record["manifest"]["coverage"] == {"test": [12, 12], "train": [16, 16]} and record["config_hash"] == config_hash(recipe(corpus, steps=2).to_dict())
     assert {"git", "versions", "hardware", "seconds", "peak_memory", "threads", "seed", "modalities", "scale", "corpus"} <= record.keys()
-    assert sorted(p.name for p in (tmp_path/"run").iterdir()) == ["config.json", "metrics.jsonl", "model.safetensors", "run.json"]
+    assert sorted(p.name for p in (tmp_path/"run").iterdir()) == ["config.json", "metrics.jsonl", "model.safetensors", "run.json", "tensorboard"]
 
 def test_changed_corpus_is_not_resumed(tmp_path, monkeypatch):
     write_smoke_corpus(tmp_path/"vggsound")
