@@ -268,6 +268,79 @@ def test_loss_is_float32_under_autocast(objective):
     with torch.autocast("cpu", torch.bfloat16): logits = awake(classifier()).eval()(clip())
     assert logits.isfinite().all()
 
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("options", (dict(), dict(objective="inpainting"), dict(objective="inpainting", shuffle_inpainted="aligned"),
+                                     dict(objective="inpainting", shuffle_inpainted="as_released"), dict(standardise_targets=True)), ids=lambda o: "-".join(map(str, o.values())) or "plain")
+def test_a_part_of_the_hidden_places(options, decoder):
+    whole = awake(autoencoder(decoder=decoder, mask_ratio={"video": .6, "audio": .6}, **options))
+    part = autoencoder(decoder=decoder, mask_ratio={"video": .6, "audio": .6}, decode_ratio=.3, **options)
+    part.load_state_dict(whole.state_dict())
+    masks, orders = whole.sample_masks(clip(), seeded()), {m: random_order(2, 8, seeded(3)) for m in ("video", "audio")}
+    given = dict(masks=masks, orders=orders if "shuffle_inpainted" in options else None)
+    full, less = whole(clip(), **given), part(clip(), **given)
+    for m, ids in less.ids.items():
+        hidden = full.masks[m].sum(1).int()
+        assert all(len(set(row)) == len(row) for row in ids.tolist())                          # no place twice
+        assert torch.equal(less.masks[m], full.masks[m].gather(1, ids))                        # a place counts where it counted
+        assert less.masks[m].sum(1).tolist() == [math.ceil(.3 * n) for n in hidden] and ids.shape[1] == 8 - hidden[0] + math.ceil(.3 * hidden[0])
+        assert torch.allclose(less.targets[m], take(full.targets[m], ids))
+    assert torch.equal(part.eval()(clip(), **given).loss, full.loss) and part(clip(), **given).ids is None
+    # a decoder in which no token sees another one predicts the same for a place, whoever else is there
+    for model in (whole, part):
+        for name, p in model.decoder.named_parameters():
+            if "attn.proj" in name: nn.init.zeros_(p)
+    full, less = whole(clip(), **given), part.train()(clip(), **given)
+    for m, ids in less.ids.items(): assert torch.allclose(less.predictions[m], take(full.predictions[m], ids), atol=1e-5)
+
+def test_a_part_has_the_gradient_of_the_whole_on_average():
+    part, whole = awake(autoencoder(decode_ratio=.25)), autoencoder()
+    whole.load_state_dict(part.state_dict())
+    def gradient(model, seed):
+        model.zero_grad()
+        model(clip(), generator=seeded(seed)).loss.backward()
+        return model.decoder.head["video"].bias.grad.clone()
+    few, all_ = (torch.stack([gradient(model, seed) for seed in range(300)]) for model in (part, whole))
+    assert ((few.mean(0) - all_.mean(0)).norm() / all_.mean(0).norm()) < .15
+
+def test_an_absent_modality_counts_for_nothing_and_leaves_the_rest():
+    model, masks = awake(autoencoder()), {m: random_mask(3, 8, .5, seeded()) for m in ("video", "audio")}
+    present = {"video": torch.ones(3), "audio": torch.tensor([1., 0., 1.])}
+    out, full = model(clip(3), masks=masks, present=present), model(clip(3), masks=masks)
+    assert torch.equal(out.losses["video"], full.losses["video"]) and not out.masks["audio"][1].any()
+    each = (full.predictions["audio"] - full.targets["audio"])[full.masks["audio"] == 1].reshape(3, -1).square().mean(1)
+    assert out.losses["audio"].item() == pytest.approx(((each[0] + each[2]) / 2).item(), rel=1e-5)
+
+@pytest.mark.parametrize("make", (autoencoder, lambda: classifier(drop_path=.5)), ids=("autoencoder", "classifier"))
+def test_recomputed_blocks_have_the_same_gradients(make):
+    model = awake(make()).train()
+    def gradients(recompute):
+        for module in model.modules():
+            if isinstance(module, Block): module.recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(0)
+        out = model(clip()) if isinstance(model, AVClassifier) else model(clip(), generator=seeded())
+        (sum(x.square().sum() for x in out.values()) if isinstance(out, dict) else out.loss).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert torch.equal(gradients(False), gradients(True))
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_model_is_one_graph(encoder):
+    for options in (dict(), dict(decode_ratio=.5), dict(objective="inpainting", shuffle_inpainted="aligned")):
+        model = awake(autoencoder(encoder=encoder, **options))
+        masks, orders = {m: random_mask(2, 8, .5, seeded()) for m in ("video", "audio")}, {m: random_order(2, 8, seeded()) for m in ("video", "audio")}
+        torch.compiler.reset()   # or earlier ones count against a limit
+        compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+        assert torch.equal(compiled(clip(), masks=masks, orders=orders).loss, model(clip(), masks=masks, orders=orders).loss)
+    model = awake(classifier()).eval()
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(clip()), model(clip()))
+
+def test_stochastic_depth_can_be_set_from_outside():
+    block, x = Block(32, 2, 64, drop_path=.5).train(), torch.randn(4, 3, 32, generator=seeded())
+    block.drop_path1.keep, block.drop_path2.keep = torch.tensor([True, False, True, False]), torch.tensor([True, False, False, True])
+    out = block(x)
+    assert torch.equal(out[1], x[1]) and torch.allclose(out[0], block.eval()(x)[0], atol=1e-6)
+    assert torch.allclose(out[2], (x + block.attn(block.norm1(x)))[2], atol=1e-6) and torch.allclose(out[3], (x + block.mlp(block.norm2(x)))[3], atol=1e-6)
+
 def test_longer_inputs():
     model = autoencoder()
     assert {m: x.shape[1] for m, x in model.encode(clip(frames=8, bins=40)).items()} == {"video": 16, "audio": 20}
