@@ -55,11 +55,12 @@ def compiles(device: torch.device) -> bool:
 
 def speed_up(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
     "Recompute blocks and compile, as the recipe asks; warns where compiling is impossible."
-    for module in model.modules():
-        if isinstance(module, Block): module.recompute = recipe.recompute
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks: block.recompute = recipe.recompute
     if recipe.compile is False or recipe.compile is None and device.type != "cuda": return
     torch._dynamo.config.suppress_errors = True   # what cannot be compiled after all runs as it is, with a warning
-    if compiles(device): model.compile(dynamic=False)
+    if compiles(device):
+        for module in blocks if recipe.shard else [model]: module.compile(dynamic=False)   # weights are gathered between blocks, not within
     elif recipe.compile: warnings.warn(f"{recipe.name} is not compiled: torch.compile finds no compiler for {device.type} here.", stacklevel=2)
 
 # %% ../../nbs/train/07_engine.ipynb #8d2cead0
