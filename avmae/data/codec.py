@@ -9,6 +9,7 @@ __all__ = ['SLACK', 'write_clip', 'MediaError', 'why', 'within_tar', 'open_conta
 
 # %% ../../nbs/data/00_codec.ipynb #92e4b019
 import multiprocessing, os, re, stat, threading
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
@@ -135,7 +136,7 @@ def packets_of(container: av.container.InputContainer, stream) -> Iterator[av.Pa
 def decode_in_order(container: av.container.InputContainer, stream) -> Iterator[tuple]:
     "All that a stream holds, as (seconds, frame, None) or, where a packet does not decode, (seconds, None, error)."
     tick, step = float(stream.time_base), 1 / float(stream.guessed_rate or 25) if stream.type == "video" else 0.
-    now, at, cut = -np.inf, 0., None
+    now, at, cut, partial = -np.inf, 0., None, False
     try:
         for packet in packets_of(container, stream):
             stamp = packet.dts if packet.pts is None else packet.pts
@@ -144,10 +145,11 @@ def decode_in_order(container: av.container.InputContainer, stream) -> Iterator[
             if cut and packet.size and not packet.is_corrupt:
                 yield cut
                 cut = None
+            partial = packet.is_corrupt or partial and not packet.size   # a decoder of several threads complains late
             try: frames = packet.decode()
             except (av.FFmpegError, ValueError) as error:
                 frames, broken = [], (at, None, error)
-                if packet.is_corrupt or stream.type == "audio": cut = cut or broken   # a break, unless nothing follows: then the file was cut off
+                if partial or stream.type == "audio": cut = cut or broken   # a break, unless nothing follows: then the file was cut off
                 else: yield broken
             for frame in frames:
                 seconds = frame.pts * tick if frame.pts is not None else now + step if now > -np.inf else at
@@ -209,8 +211,8 @@ def pictures_in_order(path: str | Path, times: np.ndarray, short_side: int | Non
     with open_container(path) as container:
         stream = best_stream(container, "video")
         stream.codec_context.thread_count = 1   # so that a break is reported at the packet that has it
-        try: container.seek(int(max(seek, 0) / stream.time_base), stream=stream) if seek > 0 else None
-        except av.FFmpegError: pass   # then from wherever it stands
+        with suppress(av.FFmpegError):   # then from the start
+            if seek > 0: container.seek(int(seek / stream.time_base), stream=stream)
         return list(_on_screen(path, decode_in_order(container, stream), list(times), Painter(short_side)))
 
 

@@ -67,11 +67,13 @@ def read_csv(path: str | Path, names: Sequence[str] | None = None, *, skip: int 
     path, bad = Path(path), []
     if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such csv file; name the file that lists the clips.")
     try:
+        content = path.read_bytes() if content is None else content
+        pa.array([content], pa.binary()).cast(pa.string())   # the reader below does not always say that something is no text
         with path.open(encoding="utf-8-sig", newline="") as lines: header = names or next(csv.reader(lines), [])
         convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=False)
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda row: bad.append(row) or "error")
         read = pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip, use_threads=False)   # one thread knows the number of a line
-        table = pyarrow.csv.read_csv(path if content is None else pa.BufferReader(content), read, parse, convert)
+        table = pyarrow.csv.read_csv(pa.BufferReader(content), read, parse, convert)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         why = f", line {bad[0].number}: there are {bad[0].actual_columns} values instead of {bad[0].expected_columns}" if bad else f": this csv file cannot be read ({error})"
         raise ValueError(f"{path}{why}; it must be UTF-8, with as many values in every line.") from None
