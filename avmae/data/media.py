@@ -302,7 +302,7 @@ def _last_instant(container, stream):
     end = -np.inf
     try:
         for packet in packets_of(container, stream):
-            if packet.size == 0 or packet.pts is None or packet.is_discard or packet.is_corrupt: continue
+            if packet.pts is None or packet.is_discard or packet.is_corrupt: continue
             end = max(end, packet.pts * tick + ((packet.duration or 0) * tick or step))
     except av.FFmpegError: pass   # what could be read up to here counts
     return end
