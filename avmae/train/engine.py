@@ -338,6 +338,7 @@ def finish(t: Training, folder: Path, source: str | None) -> dict:
             warnings.warn(f"{record['reading_share']:.0%} of the time went into reading clips: raise workers (now {t.recipe.workers}).", stacklevel=3)
         write_atomic(folder/"run.json", json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder/"checkpoint")   # the run is over; optimiser states are three quarters of the bytes
+        for leftover in folder.glob(".*.partial"): leftover.unlink()   # of sessions that were killed while they wrote
         record = read_json(folder/"run.json")
     return t.group.from_first(record)
 
