@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from avmae.data import manifest as module
+from avmae.data.corpora import read_vggsound
 from avmae.data.manifest import SCHEMA, Manifest, Row, media_files
 from avmae.data.media import write_clip
 
@@ -54,7 +55,7 @@ def test_columns_by_name_several_labels_and_parts_of_a_file(tmp_path):
 def test_vggsound_as_published(tmp_path):
     place(tmp_path, "train/--0PQM4-hqg_000030.mp4", "test/0e5_abc-DEF_000001.webm", "test/.hidden/---g-f_I2yQ_000001.mp4")
     (tmp_path/"vggsound.csv").write_text('---g-f_I2yQ,1,people marching,test\n--0PQM4-hqg,30,"waterfall, burbling",train\n0e5_abc-DEF,1,people marching,test\n')
-    found = Manifest.from_vggsound(tmp_path/"vggsound.csv", tmp_path)
+    found = read_vggsound(tmp_path/"vggsound.csv", tmp_path)
     assert found["id"] == ["---g-f_I2yQ_000001", "--0PQM4-hqg_000030", "0e5_abc-DEF_000001"]
     assert found["status"] == ["missing", "found", "found"] and found.classes == ("people marching", "waterfall, burbling")
     assert found["path"][1:] == ["train/--0PQM4-hqg_000030.mp4", "test/0e5_abc-DEF_000001.webm"]
@@ -86,9 +87,9 @@ def test_bad_tables_are_one_sentence(tmp_path, content, told):
 
 @pytest.mark.parametrize("make, error, told", [
     (lambda root: Manifest.from_csv(root), FileNotFoundError, "labels.csv: there is no such csv file; name the file"),
-    (lambda root: Manifest.from_vggsound(root/"vggsound.csv", root), FileNotFoundError, "vggsound.csv: there is no such csv file"),
-    (lambda root: Manifest.from_vggsound(root/"ok.csv", root/"nowhere"), FileNotFoundError, "nowhere: there is no such folder; name the folder"),
-    (lambda root: Manifest.from_vggsound(root/"header.csv", root), ValueError, "header.csv: the second column must be the start in whole seconds"),
+    (lambda root: read_vggsound(root/"vggsound.csv", root), FileNotFoundError, "vggsound.csv: there is no such csv file"),
+    (lambda root: read_vggsound(root/"ok.csv", root/"nowhere"), FileNotFoundError, "nowhere: there is no such folder; name the folder"),
+    (lambda root: read_vggsound(root/"header.csv", root), ValueError, "header.csv: the second column must be the start in whole seconds"),
     (lambda root: Manifest.from_csv(root, "header.csv", path="id", split=None, start="label"), ValueError, "header.csv: column 'label' must hold seconds"),
     (lambda root: Manifest.load(root/"none.parquet"), FileNotFoundError, "none.parquet: there is no such manifest; name a file"),
     (lambda root: Manifest.load(root/"ok.csv"), ValueError, "ok.csv: this is not a manifest"),

@@ -69,6 +69,25 @@ def test_every_clip_is_told_about_and_only_good_ones_are_packed(raw, undisturbed
     assert sorted(path.name for path in undisturbed.iterdir()) == ["ledger", "manifest.parquet", "report.json", "shards"]
 
 
+def test_checking_a_prepared_corpus_keeps_what_preparing_knows(tmp_path):
+    for k in range(5): film(tmp_path/f"{k}.mp4", seconds=1. if k else .05, seed=k)
+    (tmp_path/"3.mp4").write_text("no media")
+    paths, ends = [f"{k}.mp4" for k in (0, 1, 1, 2, 3, 9)], [None, None, 3., None, None, None]
+    (tmp_path/"4.mp4").write_bytes((tmp_path/"2.mp4").read_bytes())
+    listed = Manifest.from_columns(tmp_path, {"id": list("abcdef") + ["g"], "path": [*paths, "4.mp4"], "start": [None, None, 0.] + [None] * 4, "end": [*ends, None]})
+    prepared = prepare(listed, tmp_path/"out", SMALL, workers=0, progress=False)
+    assert prepared["status"] == ["too short", "ok", "duplicate", "ok", "undecodable", "missing", "duplicate"]
+    longer = Manifest.from_columns(tmp_path, {"id": ["a"], "path": ["1.mp4"], "start": [.2], "end": [3.]})
+    for table in (prepared, prepare(longer, tmp_path/"out2", SMALL, workers=0, progress=False)):
+        again = table.check()
+        assert [tuple(row) for row in again.take(np.array([row.status not in ("ok", "truncated") for row in table]))] == [tuple(row) for row in table if row.status not in ("ok", "truncated")]
+        assert (again["status"], again["note"], again["checksum"]) == (table["status"], table["note"], table["checksum"])
+    assert again["status"] == ["truncated"] and "the file ends at 1.0" in again["note"][0]
+    away = prepared.root/prepared["path"][1].partition("@")[0]
+    away.rename(tmp_path/"away.tar")
+    assert prepared.check()["status"] == ["too short", "missing", "duplicate", "missing", "undecodable", "missing", "duplicate"]   # what is gone now is said as well
+
+
 def test_shards_are_in_the_layout_of_webdataset(undisturbed):
     prepared = Manifest.load(undisturbed/"manifest.parquet").readable()
     rows = {member_name(row.id): row for row in prepared}

@@ -141,12 +141,6 @@ class Manifest:
             "id": column(table, id, source) if id else names, "path": paths, "start": starts, "end": _seconds(table, end, source),
             "labels": labels, "split": column(table, split, source) if split else ["train"] * len(paths)})
 
-    @classmethod
-    def from_vggsound(cls, csv: str | Path, root: str | Path) -> "Manifest":
-        "The official `vggsound.csv`; see `avmae.data.corpora.read_vggsound`."
-        from avmae.data.corpora import read_vggsound
-        return read_vggsound(csv, root)
-
     def __len__(self) -> int: return self.table.num_rows
     def __iter__(self) -> Iterator[Row]: return (self[i] for i in range(len(self)))
 
@@ -231,14 +225,15 @@ class Manifest:
 
     def check(self, *, thorough: bool = False, checksum: bool = False, min_seconds: float = 0., threads: int | None = None) -> "Manifest":
         """Open every file and note status, duration, frame rate and audio rate. `thorough`: decode it all, not only the first frames.
-        Shorter than `min_seconds` is `too short`. `threads` files at a time (None: one per core)."""
+        Shorter than `min_seconds` is `too short`. `threads` files at a time (None: one per core). What preparing found out stays."""
         paths = self["path"]
         each = sorted(set(paths))   # a video of an hour may hold a thousand clips
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             looks = pool.map(lambda path: _look(self.root / path, thorough, checksum, min_seconds), each)
             facts = dict(zip(each, tqdm(looks, total=len(each), desc="checking", unit=" files")))
-        names = ("status", "note", "duration", "fps", "audio_rate", "checksum")
-        return self.with_columns(**{name: [facts[path].get(name) for path in paths] for name in names})
+        names = ["status", "note", "duration", "fps", "audio_rate", "checksum"]
+        known = [_known(path, before, facts[path]) for path, before in zip(paths, self.table.select(names).to_pylist())]
+        return self.with_columns(**{name: [row.get(name) for row in known] for name in names})
 
     def save(self, path: str | Path) -> None:
         "Write parquet, whole or not at all."
@@ -265,6 +260,14 @@ def _presence(root, paths):
     files = set(media_files(root))
     here = [path in files or (Path(root) / path).is_file() for path in paths]
     return {"status": ["found" if h else "missing" for h in here], "note": ["" if h else "there is no such file" for h in here]}
+
+
+def _known(path, before, found):
+    "What was found, but for what only preparing can tell: that a clip was lost on the way, and that a packed one is less than was listed."
+    if before["status"] == "duplicate" or before["status"] not in READABLE and found["status"] == "missing": return before
+    if not within_tar(path): return found
+    less = {key: before[key] for key in ("status", "note")} if before["status"] == "truncated" and found["status"] == "ok" else {}
+    return {"checksum": before["checksum"], **found, **less}
 
 
 def _look(path, thorough, checksum, min_seconds):

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from ..data.clips import ClipConfig, ClipDataset
-from ..data.corpora import SUBSETS, read_audioset, read_epic_kitchens
+from ..data.corpora import SUBSETS, read_audioset, read_epic_kitchens, read_vggsound
 from ..data.manifest import Manifest
 from ..data.mini import write_mini_vggsound
 from .recipes import CorpusConfig, FinetuneRecipe, Recipe
@@ -38,7 +38,7 @@ def open_manifest(corpus: CorpusConfig) -> Manifest:
     table = root/c.csv if (root/c.csv).is_file() else Path(c.csv)
     if c.format == "manifest": return Manifest.load(table, root)
     if not table.is_file(): raise FileNotFoundError(f"{root/c.csv}: there is no such table; set corpus.csv to the file that lists the clips.")
-    if c.format == "vggsound": return Manifest.from_vggsound(table, root)
+    if c.format == "vggsound": return read_vggsound(table, root)
     return Manifest.from_csv(root, table, path=c.path_column, label=c.label_column, split=c.split_column, label_separator=c.label_separator)
 
 def _open_lists(c: CorpusConfig, root: Path) -> Manifest:
