@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .codec import MediaError, within_tar
 from .media import probe
-from .shards import read_member
+from .shards import file_digest, whole
 
 # %% ../../nbs/data/01_manifest.ipynb #a697a30e
 SCHEMA = pa.schema({
@@ -237,12 +237,7 @@ class Manifest:
 
     def save(self, path: str | Path) -> None:
         "Write parquet, whole or not at all."
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            pq.write_table(self.table.replace_schema_metadata({"classes": json.dumps(self.classes)}), partial)
-            os.replace(partial, path)
-        finally: partial.unlink(missing_ok=True)
+        with whole(Path(path)) as partial: pq.write_table(self.table.replace_schema_metadata({"classes": json.dumps(self.classes)}), partial)
 
     @classmethod
     def load(cls, path: str | Path, root: str | Path | None = None) -> "Manifest":
@@ -276,9 +271,5 @@ def _look(path, thorough, checksum, min_seconds):
     short = info.duration < min_seconds
     facts = {"duration": info.duration, "fps": info.video and info.video.fps, "audio_rate": info.audio and info.audio.rate,
              "status": "too short" if short else info.status, "note": f"it lasts {info.duration:.2f} s" if short else info.note}
-    if checksum: facts["checksum"] = _digest(path)
+    if checksum: facts["checksum"] = file_digest(path)
     return facts
-
-def _digest(path):
-    if within_tar(path): return hashlib.sha256(read_member(path)).hexdigest()
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()   # may be longer than memory

@@ -6,7 +6,7 @@
 __all__ = ['LIMIT', 'PrepareConfig', 'cut_clip', 'Cut', 'Pack', 'Shard', 'plan', 'prepare', 'summary', 'Estimate', 'estimate']
 
 # %% ../../nbs/data/05_prepare.ipynb #a0318c43
-import dataclasses, errno, hashlib, json, os, shutil, tarfile, tempfile, time
+import dataclasses, errno, json, os, shutil, tarfile, tempfile, time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ from .crew import Crew, Lost
 from .fetch import YOUTUBE, fetch, origin
 from .manifest import READABLE, SCHEMA, Manifest
 from .media import Media
-from .shards import member_name, read_member, write_page, write_tar, write_whole
+from .shards import file_digest, member_name, read_member, write_page, write_tar, write_whole
 
 try: import fcntl
 except ImportError: fcntl = None   # Windows: two at a time in one folder are not noticed there
@@ -61,13 +61,11 @@ def cut_clip(source: str | Path, target: str | Path, start: float | None = None,
             raise MediaError(source, "too short", f"the clip lasts {max(seconds, 0):.2f} s, the file ends at {media.duration:.2f} s")
         sound = media.audio(begin, round(seconds * config.rate), config.rate) if info.audio else None
         write_clip(target, _pictures(media, begin, stop, config) if info.video else None, sound, config.fps, config.rate, crf=config.crf, gop=config.gop)
-    short = end is not None and end > stop + .5
-    status = info.status if info.status != "truncated" else "truncated" if short or end is None else "ok"
-    status = "truncated" if short and status == "ok" else status
+    cut_off = info.status == "truncated" if end is None else end > stop + .5
+    status = info.status if info.status in ("no audio", "no video") else "truncated" if cut_off else "ok"
     notes = {"truncated": f"{seconds:.2f} s of it are there, the file ends at {stop:.2f} s", "no audio": "there is no audio stream", "no video": "there is no video stream"}
-    with open(target, "rb") as file: checksum = hashlib.file_digest(file, "sha256").hexdigest()
     return {"status": status, "note": notes.get(status, ""), "duration": seconds, "fps": config.fps if info.video else None,
-            "audio_rate": config.rate if info.audio else None, "checksum": checksum}
+            "audio_rate": config.rate if info.audio else None, "checksum": file_digest(target)}
 
 
 def _pictures(media, begin, stop, config):

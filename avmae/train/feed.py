@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from ..data.clips import ClipConfig, ClipDataset
 from ..data.corpora import SUBSETS, read_audioset, read_epic_kitchens, read_vggsound
-from ..data.manifest import Manifest
+from ..data.manifest import Manifest, read_csv
 from ..data.mini import write_mini_vggsound
 from .recipes import CorpusConfig, FinetuneRecipe, Recipe
 
@@ -39,7 +39,8 @@ def open_manifest(corpus: CorpusConfig) -> Manifest:
     if c.format == "manifest": return Manifest.load(table, root)
     if not table.is_file(): raise FileNotFoundError(f"{root/c.csv}: there is no such table; set corpus.csv to the file that lists the clips.")
     if c.format == "vggsound": return read_vggsound(table, root)
-    return Manifest.from_csv(root, table, path=c.path_column, label=c.label_column, split=c.split_column, label_separator=c.label_separator)
+    parts = {name: name for name in ("start", "end") if name in read_csv(table).column_names}
+    return Manifest.from_csv(root, table, path=c.path_column, label=c.label_column, split=c.split_column, label_separator=c.label_separator, **parts)
 
 def _open_lists(c: CorpusConfig, root: Path) -> Manifest:
     subsets = SUBSETS if c.format == "audioset" else ()
