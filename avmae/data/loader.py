@@ -7,7 +7,7 @@ __all__ = ['Batch', 'Collate', 'epoch_order', 'split', 'TrainBatches', 'EvalBatc
            'make_loader']
 
 # %% ../../nbs/data/04_loader.ipynb #bf4ed873
-import hashlib, signal
+import ctypes, functools, hashlib, signal, sys
 from itertools import count, islice
 from typing import Iterator, NamedTuple
 
@@ -122,15 +122,28 @@ class TooManyFailures(RuntimeError):
     "So many training clips cannot be read that the run would not be the one that was asked for."
 
 
+@functools.cache
+def _memory():
+    # decoders leave the heap in pieces that glibc keeps, a hundred megabytes in each process
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
 class _Tolerant(Dataset):
-    def __init__(self, dataset): self.dataset = dataset
+    def __init__(self, dataset): self.dataset, self.read = dataset, 0
 
     def __getitems__(self, keys):
+        self._tidy(len(keys))
         clips, failures = [], []
         for key in keys:
             try: clips.append(self.dataset.repeated(key))
             except MediaError as error: failures.append(Failure(self.dataset.id(key[1]), error.reason, error.detail))
         return failures + interleave(clips)
+
+    def _tidy(self, clips):
+        self.read += clips
+        if self.read >= 64:
+            self.read, give_back = 0, _memory()
+            if give_back: give_back(0)
 
 
 def _leave_signals(worker: int) -> None:
