@@ -6,8 +6,10 @@ import pandas as pd
 import papermill
 import pytest
 from avmae.paper.figures import Reconstruction, pixel_mask, reconstruction_figure, save_figure
+from avmae.paper.published import RECORDS, SOURCES, comparison, published
 from avmae.paper.runs import finetuned, flatten, load_records, read_run, read_runs, save_records
 from avmae.paper.tables import Difference, Estimate, Table, estimate, paired_difference, provenance, summarise, write_table
+from avmae.train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = sorted(path.parent for path in (ROOT/"paper_figures").glob("*/runs.csv"))
@@ -126,3 +128,37 @@ def test_figure_is_the_same_bytes_every_time(tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert "clip-path" not in first[1].read_text()   # their names change from one process to the next
     assert re.search("completed", first[1].read_text())
+
+def test_every_published_number_names_its_source():
+    assert all(record.sources and len(record.source) > 20 for record in RECORDS)
+    assert {key for record in RECORDS for key in record.sources} == set(SOURCES), "a source that nothing was read in"
+    table = published()
+    assert len(table) == len(RECORDS) > 100 and table["value"].between(5, 80).all()
+    assert not table.duplicated(["method", "variant", "corpus", "train", "inputs", "metric", "value"]).any()
+
+@pytest.mark.skipif(not (ROOT.parent/"shared"/"PAPER.md").is_file(), reason="the collection of sources is not part of the repository")
+def test_published_numbers_are_marked_verified_where_they_were_collected():
+    lines = (ROOT.parent/"shared"/"PAPER.md").read_text(encoding="utf-8").splitlines()
+    sections = {"VGGSound": "### 4A", "AudioSet": "### 4B", "Epic-Kitchens-100": "### 4C"}
+    names = {"Fayek and Kumar": "Fayek", "HTS-AT": "HTS-AT", "ViViT-L/16x2": "ViViT-L/16x2", "PlayItBack x3": "PlayItBack"}
+    for corpus, start in sections.items():
+        begin = next(k for k, line in enumerate(lines) if line.startswith(start))
+        end = next(k for k, line in enumerate(lines[begin + 1:], begin + 1) if line.startswith("### "))
+        verified = [line for line in lines[begin:end] if "[verified: " in line] + [line for line in lines if line.startswith("| AudioSet | AS-2M, audio only") and corpus == "AudioSet"]
+        for record in (record for record in RECORDS if record.corpus == corpus):
+            method = "audio only" if record.variant == "pretrained on the sound alone" else names.get(record.method, record.method.split("-")[0] if record.method == "CAST-B" else record.method)
+            numbers = {float(number) for line in verified if method in line for number in re.findall(r"\d+(?:\.\d+)?", line)}
+            assert record.value in numbers, record
+
+@pytest.mark.parametrize("text, corpora", [
+    *((function.__doc__, {"vggsound": "VGGSound", "audioset": "AudioSet", "epic": "Epic-Kitchens-100"}[name.split("_")[0]]) for name, function in RECIPES.items() if "Published" in function.__doc__),
+    ((ROOT/"README.md").read_text(encoding="utf-8"), "VGGSound")])
+def test_quoted_scores_are_published_ones(text, corpora):
+    quoted = re.findall(r"(?:Published|reports) [^\n]*", text)
+    numbers = [float(number) for line in quoted for number in re.findall(r"\b\d\d\.\d\b", line)]
+    assert numbers and set(numbers) <= set(published(corpora, method="AV-MAE")["value"]), quoted
+
+def test_a_missing_published_number_is_an_empty_cell():
+    cells = comparison("VGGSound").cells
+    assert cells.loc["MAViL", ["audio", "video"]].tolist() == [None, None] and cells.loc["MAViL", "audio + video"] == "67.1"
+    with pytest.raises(ValueError, match="known are AudioSet"): published("Kinetics")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'Difference', 'estimate', 'single', 'summarise', 'paired_difference', 'coverage', 'provenance', 'Table',
-           'write_table']
+           'write_table', 'TextTable']
 
 # %% ../../nbs/paper/01_tables.ipynb #cfbac70c
 from collections.abc import Iterable
@@ -85,6 +85,7 @@ class Table:
     corner: str = ""        # what the rows are
     scale: float = 100.     # 100: fractions are shown as percentages
     digits: int = 1
+    align: str = "r"        # of the columns after the first: r or l
 
     def text(self) -> pd.DataFrame:
         "The cells as they are printed."
@@ -100,7 +101,7 @@ class Table:
     def markdown(self) -> str:
         "A pipe table."
         shown = self.text()
-        lines = [[self.corner, *shown.columns], ["---", *["---:"] * shown.shape[1]], *([row, *line] for row, line in zip(shown.index, shown.to_numpy()))]
+        lines = [[self.corner, *shown.columns], ["---", *["---:" if self.align == "r" else "---"] * shown.shape[1]], *([row, *line] for row, line in zip(shown.index, shown.to_numpy()))]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return "\n\n".join([f"**{self.title}**", table, *self.notes]) + "\n"
 
@@ -110,7 +111,7 @@ class Table:
         lines = [" & ".join(map(_tex, line)) + r" \\" for line in [[self.corner, *shown.columns], *([row, *line] for row, line in zip(shown.index, shown.to_numpy()))]]
         body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
         return (f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(' '.join([self.title + '.', *self.notes]))}}}\n"
-                f"\\begin{{tabular}}{{l{'r' * shown.shape[1]}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}\n")
+                f"\\begin{{tabular}}{{l{self.align * shown.shape[1]}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}\n")
 
     def _repr_markdown_(self) -> str: return self.markdown()
 
@@ -126,3 +127,10 @@ def write_table(table: Table, stem: str | Path) -> list[Path]:
     paths = [stem.with_name(stem.name + suffix) for suffix in files]
     for path, text in zip(paths, files.values()): path.write_text(text, encoding="utf-8", newline="\n")
     return paths
+
+# %% ../../nbs/paper/01_tables.ipynb #5f0e2a91
+class TextTable(Table):
+    "A table of words: the csv holds them as they are printed."
+    def tidy(self) -> pd.DataFrame:
+        "The cells as text, the rows' names as the first column."
+        return self.text().rename_axis(self.corner).reset_index()
