@@ -2,7 +2,7 @@
 import csv, re
 from collections import Counter
 import numpy as np, pytest
-from avmae.data import mini
+from avmae.data import mini, scenes
 from avmae.data.corpora import read_audioset, read_epic_kitchens
 from avmae.data.media import probe, read_clip
 
@@ -63,14 +63,14 @@ def test_hops_are_seen_when_the_notes_are_heard():
     starts = np.array([.4, 1.2])
     wave = mini.render_sound(np.random.default_rng(0), "ringing", starts)
     loud = np.abs(wave).reshape(-1, 160).max(1)   # per 10 ms
-    seen = mini.hop(np.arange(50) / mini.FPS, starts)
+    seen = scenes.hop(np.arange(50) / mini.FPS, starts)
     for start in starts:
         assert loud[int(start * 100):][:6].max() > 2 * np.median(loud)
         assert seen[round((start + .12) * mini.FPS)] > .9
     assert seen[round(.9 * mini.FPS)] == 0
 
 
-@pytest.mark.parametrize("render", [lambda rng: mini.pattern("spotted", np.zeros(1), np.zeros(1), 0.), lambda rng: mini.tone(rng, "barking", 440.)])
+@pytest.mark.parametrize("render", [lambda rng: scenes.pattern("spotted", np.zeros(1), np.zeros(1), 0.), lambda rng: scenes.tone(rng, "barking", 440.)])
 def test_unknown_surfaces_and_sounds_are_named(render):
     with pytest.raises(ValueError, match="unknown: choose one of"): render(np.random.default_rng(0))
 
@@ -175,14 +175,14 @@ def test_things_of_a_scene_lie_apart_and_move_to_their_own_sounds():
 @pytest.mark.parametrize("motion", mini.MOTIONS)
 def test_an_object_comes_back_to_where_it_was(motion):
     y, x = np.mgrid[-20:20, -20:20].astype(float)
-    still = mini._moved(motion, np.zeros((1, 1, 1)), x, y)
+    still = scenes._moved(motion, np.zeros((1, 1, 1)), x, y)
     assert np.allclose(still[0], x) and np.allclose(still[1], y)
-    moved = mini._moved(motion, np.full((1, 1, 1), 8.), x, y)
+    moved = scenes._moved(motion, np.full((1, 1, 1), 8.), x, y)
     assert abs(moved[0] - x).max() + abs(moved[1] - y).max() > 4
 
 
 def test_an_unknown_motion_is_named():
-    with pytest.raises(ValueError, match="motion 'jump' is unknown: choose one of hop"): mini._moved("jump", 0., 0., 0.)
+    with pytest.raises(ValueError, match="motion 'jump' is unknown: choose one of hop"): scenes._moved("jump", 0., 0., 0.)
 
 
 def test_verbs_leave_one_sense_two_answers_and_nouns_need_eyes():

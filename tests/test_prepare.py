@@ -267,7 +267,7 @@ def test_a_full_disk_stops_it_and_loses_nothing(raw, undisturbed, tiny_disk):
 
 def test_a_full_disk_is_one_sentence(raw, tmp_path, monkeypatch, capsys):
     def full(path, *rest, **more): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{path}.partial")
-    monkeypatch.setattr("avmae.data.prepare.write_clip", full)
+    monkeypatch.setattr("avmae.data.cut.write_clip", full)
     monkeypatch.setattr("avmae.data.prepare.Crew.__init__", lambda self, workers: setattr(self, "workers", []))
     status = main(["prepare", str(raw), str(tmp_path/"out"), "--format", "csv"])
     assert status == 1 and "the disk is full; make room and run the same command again" in capsys.readouterr().err.splitlines()[-1]

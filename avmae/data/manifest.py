@@ -253,7 +253,7 @@ class Manifest:
 
 def _presence(root, paths):
     files = set(media_files(root))
-    here = [path in files or (Path(root) / path).is_file() for path in paths]
+    here = [path in files or os.path.isfile(Path(root) / path) for path in paths]
     return {"status": ["found" if h else "missing" for h in here], "note": ["" if h else "there is no such file" for h in here]}
 
 
