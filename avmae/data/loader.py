@@ -13,7 +13,7 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .clips import ClipConfig, ClipDataset, Failure, Sample
 from .codec import MediaError
@@ -141,7 +141,7 @@ class _Tolerant(Dataset):
 
     def _tidy(self, clips):
         self.read += clips
-        if self.read >= 64:
+        if self.read >= 64 and get_worker_info():   # the training process has a use for its heap
             self.read, give_back = 0, _memory()
             if give_back: give_back(0)
 
