@@ -6,8 +6,8 @@
 __all__ = ['pick_device', 'precision', 'compiles', 'speed_up', 'Interrupted', 'NonFinite', 'stop_flag', 'weights_file',
            'load_model', 'start_from', 'Training', 'build_task', 'begin', 'Work', 'prepare', 'ahead', 'arrived',
            'accumulate', 'train_step', 'agree', 'timed', 'progress_bar', 'train', 'open_log', 'checkpoint',
-           'interrupted', 'diverged', 'fit', 'about_run', 'finish', 'save_model', 'final_record', 'about_corpus',
-           'file_digest']
+           'interrupted', 'diverged', 'fit', 'about_run', 'finish', 'tidy', 'save_model', 'final_record',
+           'about_corpus', 'file_digest']
 
 # %% ../../nbs/train/07_engine.ipynb #974795cf
 import contextlib, hashlib, importlib.util, json, math, os, shutil, signal, sys, threading, time, warnings
@@ -316,7 +316,9 @@ def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress
     A finished run is left as it is, an unfinished one continued, another one's folder refused (ValueError). Started by torchrun, all its processes share the run."""
     folder, group = Path(run_dir), join(pick_device(device))
     about = about_run(recipe)
-    if record := group.from_first(claim(folder, about) if group.first else None): return record
+    if record := group.from_first(claim(folder, about) if group.first else None):
+        if group.first: tidy(folder)   # the session that wrote the record may have been killed before it did
+        return record
     manifest = open_corpus(recipe)
     data = train_data(recipe, manifest, progress and group.first)
     t = begin(recipe, manifest, len(data), group, load_checkpoint(folder/"checkpoint"))
@@ -337,10 +339,14 @@ def finish(t: Training, folder: Path, source: str | None) -> dict:
         if record["reading_share"] > .2 and t.seconds > 60:
             warnings.warn(f"{record['reading_share']:.0%} of the time went into reading clips: raise workers (now {t.recipe.workers}).", stacklevel=3)
         write_atomic(folder/"run.json", json.dumps(record, indent=1) + "\n")
-        shutil.rmtree(folder/"checkpoint")   # the run is over; optimiser states are three quarters of the bytes
-        for leftover in folder.glob(".*.partial"): leftover.unlink()   # of sessions that were killed while they wrote
+        tidy(folder)
         record = read_json(folder/"run.json")
     return t.group.from_first(record)
+
+def tidy(folder: Path) -> None:
+    "Remove what a run that is over does not need: checkpoints, most of whose bytes are the optimiser's, and what a killed session left half written."
+    shutil.rmtree(folder/"checkpoint", ignore_errors=True)
+    for leftover in folder.glob(".*.partial"): leftover.unlink(missing_ok=True)
 
 def save_model(t: Training, weights: dict[str, Tensor], folder: Path) -> None:
     "model.safetensors, with all that is needed to use it."
