@@ -11,7 +11,8 @@ from avmae.data.fetch import fetch, origin
 from avmae.data.loader import make_loader
 from avmae.data.manifest import Manifest
 from avmae.data.media import Media, probe, read_clip, write_clip
-from avmae.data.mini import write_mini_vggsound
+from avmae.data.corpora import read_audioset
+from avmae.data.mini import write_mini_audioset, write_mini_vggsound
 from avmae.data.prepare import PrepareConfig, cut_clip, estimate, plan, prepare
 from avmae.data.shards import member_name, read_member, write_tar
 from avmae.train.feed import open_manifest
@@ -332,6 +333,23 @@ def test_a_path_within_a_tar(tmp_path):
     with pytest.raises(MediaError, match="the tar ends before this file does"): probe(path)
     (place/"b.tar").unlink()
     with pytest.raises(MediaError, match="there is no such file"): probe(path)
+
+
+def test_subsets_of_a_prepared_audioset_share_its_shards(tmp_path):
+    root, out = write_mini_audioset(tmp_path/"raw", train=12, test=3, processes=1), tmp_path/"out"
+    config = dict(format="audioset", root=str(root))
+    whole = prepare(open_manifest(CorpusConfig(csv="2M", **config)), out, SMALL, workers=0, progress=False)
+    before = contents(out/"shards")
+    (root/"ids.txt").write_text("\n".join(id[:11] for id in whole.split("train")["id"][5:8]))
+    for subset, clips in (("20K", 2), (root/"ids.txt", 3)):
+        whole.listed_in(read_audioset(root, out, subset)).save(out/"manifest-part.parquet")
+        part = open_manifest(CorpusConfig(root=str(out), format="manifest", csv="manifest-part.parquet"))
+        raw = open_manifest(CorpusConfig(csv=str(subset), **config))
+        assert (part["id"], part["labels"], part["split"], part.classes) == (raw["id"], raw["labels"], raw["split"], raw.classes)
+        assert (part.coverage("train"), part.coverage("test")) == ((clips, clips), (3, 3))
+        assert ClipDataset(part, CONFIG, train=True, multilabel=True)[0, 0].video.shape == (4, 3, 30, 30)
+    assert contents(out/"shards") == before and Manifest.load(out/"manifest.parquet").hash == whole.hash
+    with pytest.raises(ValueError, match=r"10 of the 15 clips asked for are not listed here, such as '.*'; prepare a list that has them"): whole.listed_in(read_audioset(root, out, "20K")).listed_in(whole)
 
 
 # Before and around ----------------------------------------------------------------------------------------------------------------

@@ -175,6 +175,14 @@ class Manifest:
         "The clips that can be read as far as is known, but none whose status is in `without`."
         return self._where("status", [status for status in READABLE if status not in without])
 
+    def listed_in(self, other: "Manifest") -> "Manifest":
+        "The clips that another table lists as well, by their ids, in its order; what is known of them stays. ValueError if it lists others too."
+        rows = pc.index_in(other.table["id"], self.table["id"])
+        if rows.null_count:
+            strange = other.table["id"].filter(pc.is_null(rows))[0].as_py()
+            raise ValueError(f"{self.root}: {rows.null_count} of the {len(other)} clips asked for are not listed here, such as {strange!r}; prepare a list that has them.")
+        return replace(self, table=self.table.take(rows).combine_chunks())
+
     def file(self, row: int) -> Path:
         "Where the media file of a row lies."
         return self.root / self.table["path"][row].as_py()
