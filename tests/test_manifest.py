@@ -8,6 +8,8 @@ from avmae.data import manifest as module
 from avmae.data.corpora import read_vggsound
 from avmae.data.manifest import SCHEMA, Manifest, Row, media_files
 from avmae.data.media import write_clip
+from avmae.train.feed import open_manifest
+from avmae.train.recipes import CorpusConfig
 
 def place(root, *names):
     "Files of these names, with nothing in them."
@@ -51,6 +53,17 @@ def test_columns_by_name_several_labels_and_parts_of_a_file(tmp_path):
     assert [found.within(row) for row in range(3)] == [(1.5, 4.), (4., None), (10., 12.)]
     assert found.with_columns(duration=[3., 20., 20.]).within(0) == (1.5, 3.)   # not beyond the end of the file
     assert Manifest.from_csv(tmp_path, "segments.csv", path="video", label=None, split=None, id="from").classes == ()
+
+def test_a_recipe_reads_parts_of_files_where_the_csv_has_them(tmp_path):
+    place(tmp_path, "long.mp4")
+    (tmp_path/"labels.csv").write_text("path,label,split,start,end\nlong.mp4,a,train,0,2.5\nlong.mp4,b,test,2.5,\n")
+    (tmp_path/"from.csv").write_text("path,label,split,start\nlong.mp4,a,train,7\n")
+    (tmp_path/"clock.csv").write_text("path,label,split,start\nlong.mp4,a,train,0:07\n")
+    opened = lambda csv: open_manifest(CorpusConfig(root=str(tmp_path), format="csv", csv=csv))
+    assert opened("labels.csv")["id"] == ["long@0", "long@2.5"] and [opened("labels.csv").within(row) for row in (0, 1)] == [(0., 2.5), (2.5, None)]
+    assert opened("from.csv").within(0) == (7., None)
+    with pytest.raises(ValueError) as caught: opened("clock.csv")
+    assert "column 'start' must hold seconds" in sentence(caught, "clock.csv")
 
 def test_vggsound_as_published(tmp_path):
     place(tmp_path, "train/--0PQM4-hqg_000030.mp4", "test/0e5_abc-DEF_000001.webm", "test/.hidden/---g-f_I2yQ_000001.mp4")
@@ -138,6 +151,12 @@ def test_parts_keep_rows_and_the_classes_of_the_whole(tmp_path):
     assert table.take(mask)["id"] == table.take(np.flatnonzero(mask))["id"] == [row.id for row in table if row.labels == ["a"]]
     assert sorted(table.split("train")["id"] + table.split("test")["id"]) == table["id"]
     assert table.take(mask).classes == table.split("test").classes == table.classes and table[-1] == table[29]
+
+def test_the_clips_of_another_list_in_its_order(tmp_path):
+    table, wanted = made_up(tmp_path).with_columns(status=["ok"] * 30), made_up(tmp_path).take([7, 3, 25])
+    assert table.listed_in(wanted)["id"] == wanted["id"] and table.listed_in(wanted)["status"] == ["ok"] * 3 and table.listed_in(wanted).classes == table.classes
+    with pytest.raises(ValueError) as caught: table.take(np.arange(5)).listed_in(wanted)
+    assert "2 of the 3 clips asked for are not listed here, such as 'clip07'" in sentence(caught, str(tmp_path))
 
 def test_subsets_are_nested_balanced_and_follow_from_seed_and_ids(tmp_path):
     table = made_up(tmp_path, 90)

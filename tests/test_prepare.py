@@ -7,6 +7,7 @@ import numpy as np, pytest, torch
 from avmae.cli import main
 from avmae.data.clips import ClipConfig, ClipDataset
 from avmae.data.codec import MediaError, open_container, within_tar
+from avmae.data.crew import Crew
 from avmae.data.fetch import fetch, origin
 from avmae.data.loader import make_loader
 from avmae.data.manifest import Manifest
@@ -252,6 +253,14 @@ def tiny_disk(tmp_path):
     if os.name != "posix" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", place], capture_output=True).returncode: pytest.skip("not allowed to mount")
     yield place, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
     subprocess.run(["umount", place])
+
+
+def test_the_clock_of_a_job_starts_when_its_process_is_ready():
+    "A new process imports for seconds, which is not the fault of the file that it is given first."
+    job = partial(time.sleep, .01)
+    job.limit = .25   # s; torch alone takes longer
+    left = iter([job])
+    with Crew(1) as crew: assert list(crew.work_off(lambda: next(left, None))) == [(job, None)]
 
 
 def test_a_full_disk_stops_it_and_loses_nothing(raw, undisturbed, tiny_disk):
