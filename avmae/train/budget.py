@@ -38,16 +38,17 @@ def _any_masks(recipe: Recipe) -> dict:
 # %% ../../nbs/train/09_budget.ipynb #eac0242c
 def made_up(recipe: Recipe, size: int) -> Batch:
     "A batch of so many clips that nobody has recorded."
-    c, classes, rows = recipe.clips, 1 if recipe.kind == "pretrain" else sum(recipe.model.heads_of.values()), torch.Generator().manual_seed(0)
-    video = torch.randint(0, 256, (size, c.frames, 3, c.size, c.size), dtype=torch.uint8, generator=rows) if "video" in recipe.modalities else None
-    audio = torch.randn(size, c.samples, generator=rows) if "audio" in recipe.modalities else None
+    c, generator = recipe.clips, torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (size, c.frames, 3, c.size, c.size), dtype=torch.uint8, generator=generator) if "video" in recipe.modalities else None
+    audio = torch.randn(size, c.samples, generator=generator) if "audio" in recipe.modalities else None
     single = recipe.kind == "pretrain" or recipe.loss == "softmax" and isinstance(recipe.model.num_classes, int)
-    labels = torch.zeros(size, dtype=torch.int64) if single else torch.ones(size, classes)
+    labels = torch.zeros(size, dtype=torch.int64) if single else torch.ones(size, sum(recipe.model.heads_of.values()))
     return Batch(video, audio, labels, [f"made up {k}" for k in range(size)], {m: torch.ones(size, dtype=torch.bool) for m in recipe.modalities}, [])
 
 def step_seconds(recipe: Recipe, clips: int, device: torch.device, limit: float) -> float:
     "Of a step of the recipe: the quickest of three, or of fewer if they take longer than `limit` seconds. The first one, which compiles and allocates, is not counted."
-    t, batch, took = begin(replace(recipe, init_from=None) if recipe.kind == "finetune" else recipe, None, clips, Group(device)), made_up(recipe, recipe.batch_size), []
+    scratch = replace(recipe, init_from=None) if recipe.kind == "finetune" else recipe   # what the weights are does not matter
+    t, batch, took = begin(scratch, None, clips, Group(device)), made_up(recipe, recipe.batch_size), []
     while len(took) < 4 and (len(took) < 2 or sum(took) < limit):
         started = time.perf_counter()
         work = prepare(t, batch, t.step, None)[0]
@@ -93,8 +94,10 @@ class Budget:
         seen = ", ".join(f"{self.seen[m]} of {n} {m}" for m, n in self.tokens.items())
         less = "" if self.measured_batch == self.batch else f" (measured with {self.measured_batch} clips, which is what this machine can do in the time or hold)"
         rows = {"recipe": f"{self.name}, {self.parameters / 1e6:.4g} M parameters", "device": self.device, "tokens seen": seen,
-                "to do": f"{self.steps:,} steps of {self.batch} clips; {self.clips:,} different ones", "arithmetic": f"{self.flops / 1e9:,.4g} GFLOP per clip, {self.flops * self.clips_per_second / 1e9:,.3g} GFLOP/s",
-                "speed": f"{self.clips_per_second:,.3g} clips/s{less}", "time": f"{self.hours:,.3g} hours", "peak memory": f"{self.peak_memory / 1e9:.2f} GB", "disk": f"{self.disk / 1e9:.3g} GB"}
+                "to do": f"{self.steps:,} steps of {self.batch} clips; {self.clips:,} different ones",
+                "arithmetic": f"{self.flops / 1e9:,.4g} GFLOP per clip, {self.flops * self.clips_per_second / 1e9:,.3g} GFLOP/s",
+                "speed": f"{self.clips_per_second:,.3g} clips/s{less}", "time": f"{self.hours:,.3g} hours",
+                "peak memory": f"{self.peak_memory / 1e9:.2f} GB", "disk": f"{self.disk / 1e9:.3g} GB"}
         return "\n".join(f"{name:12} {text}" for name, text in rows.items())
 
 def measured_budget(recipe: Recipe, clips: int, device: torch.device, limit: float = 10.) -> Budget:
