@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from avmae.paper.claims import CLAIMS, Finding, claims_table, claims_text, examine, interval, main_pretraining, student_t, summary, with_pretraining
 from avmae.paper.figures import Reconstruction, pixel_mask, reconstruction_figure, save_figure
 from avmae.paper.published import RECORDS, SOURCES, comparison, published
 from avmae.paper.runs import finetuned, flatten, load_records, read_run, read_runs, save_records
@@ -162,3 +163,102 @@ def test_a_missing_published_number_is_an_empty_cell():
     cells = comparison("VGGSound").cells
     assert cells.loc["MAViL", ["audio", "video"]].tolist() == [None, None] and cells.loc["MAViL", "audio + video"] == "67.1"
     with pytest.raises(ValueError, match="known are AudioSet"): published("Kinetics")
+
+@pytest.mark.parametrize("freedom, t", [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (30, 2.04227), (1000, 1.96234)])
+def test_quantile_is_that_of_the_printed_tables(freedom, t):
+    assert student_t(freedom) == pytest.approx(t, abs=2e-5)
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    drawn = np.random.default_rng(1).normal(0, 1, (2000, 3))
+    assert np.mean([low < 0 < high for low, high in map(interval, drawn)]) == pytest.approx(.95, abs=.02)
+
+def pretraining(name: str, **changes) -> dict:
+    return {"run": name, "kind": "pretrain", "scale": "smoke", "corpus": "vggsound", "seed": 0, "modalities": ["video", "audio"], "weights": name * 2, "result.test_loss": .1,
+            "config.epochs": 4, "config.model.encoder": "mid_fusion", "config.model.decoder": "shared", "config.model.objective": "reconstruction", "config.model.mask_ratio.video": .9,
+            "config.model.mask_ratio.audio": .5} | changes
+
+def finetuning(source: str, seed: int, top1: float, **changes) -> dict:
+    return {"run": f"{source}-{seed}-{'-'.join(map(str, changes.values()))}", "kind": "finetune", "scale": "smoke", "corpus": "vggsound", "seed": seed, "modalities": ["video", "audio"],
+            "init_from": source and f"somewhere/{source}", "init_weights": source * 2 or None, "config.model.size": "nano", "result.top1": top1, "result.clips": 200} | changes
+
+def grid(seeds: int = 3, gain: float = .1) -> pd.DataFrame:
+    "Main and inpainting pretraining, and none."
+    noise = lambda seed, k: .005 * ((seed * 3 + k) % 4)
+    tests = [finetuning(source, seed, .3 + more + noise(seed, k)) for k, (source, more) in enumerate({"": 0, "main": gain, "other": gain - .02}.items()) for seed in range(seeds)]
+    return pd.DataFrame([pretraining("main"), pretraining("other", **{"config.model.objective": "inpainting"}), *tests], dtype=object)
+
+PAYS = next(claim for claim in CLAIMS if claim.text == "Audiovisual pretraining against none, finetuned on audio + video" and claim.among["corpus"] == "vggsound")
+
+def test_a_finetuning_run_knows_its_pretraining_by_its_weights():
+    runs = with_pretraining(grid().sample(frac=1, random_state=0))
+    assert runs.set_index("run")["source_run"].to_dict() == {f"{source}-{seed}-": source or None for source in ("", "main", "other") for seed in range(3)}
+    assert set(runs[runs["source_run"] == "other"]["objective"]) == {"inpainting"} and set(runs[runs["source"] == "none"]["objective"]) == {None}
+    lost = with_pretraining(grid().query("run != 'main'"))   # the run that left the weights is not among the records
+    assert set(lost[lost["run"].str.startswith("main")]["source"]) == {"unknown"}
+
+@pytest.mark.parametrize("missing", ["main-0-", "main-1-", "other-2-", "-0-"])
+def test_the_main_pretraining_does_not_depend_on_one_run(missing):
+    records = grid()
+    assert main_pretraining(with_pretraining(records[records["run"] != missing])) == main_pretraining(with_pretraining(records))
+
+def test_a_claim_compares_runs_that_differ_in_nothing_else():
+    runs = with_pretraining(grid())
+    assert main_pretraining(runs)["vggsound"]["objective"] == "reconstruction"
+    finding = examine(PAYS, runs)
+    expected = [runs.set_index("run").at[f"main-{seed}-", "result.top1"] - runs.set_index("run").at[f"-{seed}-", "result.top1"] for seed in range(3)]
+    assert finding.differences == pytest.approx(expected) and finding.pretrainings == 1
+    scrambled = examine(PAYS, runs.sample(frac=1, random_state=2))
+    assert scrambled.differences == finding.differences
+
+def test_a_run_without_a_partner_is_counted_and_two_of_one_seed_are_refused():
+    records = grid()
+    finding = examine(PAYS, with_pretraining(records[records["run"] != "main-1-"]))
+    assert (len(finding.differences), finding.unpaired) == (2, 1) and "1 more without a partner" in finding.sentence
+    again = pd.concat([records, pd.DataFrame([finetuning("main", 0, .9, lr=1)], dtype=object)])
+    with pytest.raises(ValueError, match="main-0- and main-0-1 have the same seed"): examine(PAYS, with_pretraining(again))
+
+def test_an_unscored_run_is_named():
+    records = grid()
+    records.at[6, "result.top1"] = None
+    with pytest.raises(ValueError, match=f"{records.at[6, 'run']} has no result.top1"): examine(PAYS, with_pretraining(records))
+
+@pytest.mark.parametrize("differences, verdict", [
+    ((), "not run"), ((.3,), "undecided at this scale"), ((-.3,), "undecided at this scale"),   # nothing, one
+    ((.10, .11), "seen"), ((.10, .13), "undecided at this scale"), ((-.10, -.11), "not seen"),    # two: 12.7 times the error
+    ((.05, .05), "seen"), ((0., 0.), "not seen"), ((0., 0., 0.), "not seen"), ((-.05,) * 3, "not seen"),   # ties
+    ((.01, .02, .03), "undecided at this scale"), ((.02, .022, .024), "seen"), ((.001, .0012, .0014), "seen"),
+    ((-.002, 0., .002), "not seen"), ((-.03, 0., .03), "undecided at this scale"), ((-.08, -.04, -.03), "undecided at this scale")])
+def test_verdicts(differences, verdict):
+    finding = Finding(claim=PAYS, differences=differences)
+    assert finding.verdict == verdict and verdict in finding.sentence
+
+def test_ties_of_rounded_scores_are_as_wide_as_the_rounding():
+    sharp, rounded = Finding(claim=PAYS, differences=(.01, .01)), Finding(claim=PAYS, differences=(.01, .01), step=1/100)
+    assert sharp.verdict == "seen" and rounded.verdict == "undecided at this scale"
+    assert rounded.interval == pytest.approx((.01 - 12.7062 * .01 / 12**.5, .01 + 12.7062 * .01 / 12**.5), abs=1e-6)
+
+def test_claims_that_were_not_run_are_listed():
+    findings = [examine(claim, with_pretraining(grid())) for claim in CLAIMS]
+    table = claims_table(findings)
+    assert len(table.cells) == len(CLAIMS) and set(table.cells["verdict"]) == {"seen", "undecided at this scale", "not run"}
+    assert summary(findings)["What was learned transfers to another corpus"] == "not run" and summary(findings)["Audiovisual pretraining helps"] == "seen in 1 of 1 comparison"
+    assert claims_text(findings).count(": not run") == sum(not finding.differences for finding in findings) + list(summary(findings).values()).count("not run")
+    nothing = [examine(claim, with_pretraining(grid().head(2))) for claim in CLAIMS]
+    assert {finding.verdict for finding in nothing} == {"not run"}
+
+def test_claims_across_corpora_use_the_score_and_the_main_pretraining_of_each():
+    epic = [finetuning(source, seed, .2 + .1 * bool(source) + .001 * seed, corpus="epic_kitchens") for source in ("", "sounds") for seed in range(3)]
+    records = pd.concat([grid(), pd.DataFrame([pretraining("sounds", corpus="audioset", **{"config.model.mask_ratio.audio": .7}), *epic], dtype=object)])
+    runs = with_pretraining(records)
+    assert {corpus: main["mask_audio"] for corpus, main in main_pretraining(runs).items()} == {"vggsound": .5, "audioset": .7}
+    verdicts = {(claim.text, claim.among["corpus"]): examine(claim, runs).verdict for claim in CLAIMS if "transfers" in claim.claim}
+    assert verdicts["Pretraining on AudioSet against none", "epic_kitchens"] == "seen" and list(verdicts.values()).count("not run") == 3
+    assert {claim.score for claim in CLAIMS if claim.among["corpus"] == "audioset"} == {"result.mAP"}
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_claims_notebook_on_the_committed_records(folder, tmp_path):
+    execute("table_claims.ipynb", tmp_path, records=str(folder/"runs.csv"), out=str(tmp_path/"out"))
+    runs = with_pretraining(load_records(folder/"runs.csv"))
+    stored = pd.read_csv(tmp_path/"out"/"table_claims.csv", keep_default_na=False)
+    assert stored["verdict"].tolist() == [examine(claim, runs).verdict for claim in CLAIMS]
+    assert f"Scale {folder.name}" in (tmp_path/"out"/"claims.md").read_text(encoding="utf-8")
