@@ -262,3 +262,38 @@ def test_claims_notebook_on_the_committed_records(folder, tmp_path):
     stored = pd.read_csv(tmp_path/"out"/"table_claims.csv", keep_default_na=False)
     assert stored["verdict"].tolist() == [examine(claim, runs).verdict for claim in CLAIMS]
     assert f"Scale {folder.name}" in (tmp_path/"out"/"claims.md").read_text(encoding="utf-8")
+
+def grid_records(folder: Path, runs: pd.DataFrame) -> Path:
+    "The records as a committed csv."
+    return save_records(runs.assign(**{"manifest.coverage.test": [[200, 200]] * len(runs)}), folder/"runs.csv")
+
+def test_sota_tables_keep_ours_and_published_apart(tmp_path):
+    epic = [finetuning("main", seed, .2 + .01 * seed, corpus="epic_kitchens") | {"result.top1_verb": .5, "result.top1_noun": .4} for seed in range(2)]
+    records = pd.concat([grid(), pd.DataFrame(epic, dtype=object)], ignore_index=True)
+    execute("table_sota.ipynb", tmp_path, records=str(grid_records(tmp_path, records)), out=str(tmp_path/"out"))
+    assert {path.stem for path in (tmp_path/"out").iterdir()} == {f"table_{kind}_{corpus}" for kind in ("sota", "ours") for corpus in ("vggsound", "audioset", "epic_kitchens")}
+    ours = pd.read_csv(tmp_path/"out"/"table_ours_vggsound.csv").set_index(["row", "column"])
+    expected = with_pretraining(grid()).query("source_run == 'main'")["result.top1"].astype(float)
+    assert len(ours) == 2 and ours.loc[("pretrained on VGGSound", "audio + video"), "mean"] == pytest.approx(expected.mean())   # the inpainting run is not the main one
+    heads = pd.read_csv(tmp_path/"out"/"table_ours_epic_kitchens.csv").set_index(["row", "column"])["mean"]
+    assert heads["pretrained on VGGSound, audio + video"].to_dict() == pytest.approx({"verb top-1": .5, "noun top-1": .4, "action top-1": .205})
+    assert "not run" in (tmp_path/"out"/"table_ours_audioset.md").read_text(encoding="utf-8") and len(pd.read_csv(tmp_path/"out"/"table_ours_audioset.csv")) == 0
+    for path in (tmp_path/"out").glob("table_sota_*.md"):
+        assert "±" not in path.read_text(encoding="utf-8") and "Sources: [1]" in path.read_text(encoding="utf-8")
+    quoted = pd.read_csv(tmp_path/"out"/"table_sota_vggsound.csv").set_index("method")
+    assert quoted.loc["AV-MAE", ["audio", "video", "audio + video"]].tolist() == [57.2, 50.3, 65.0] and np.isnan(quoted.loc["MAViL", "audio"])
+
+def test_hyperparameters_are_those_of_the_recipes(tmp_path):
+    changed = grid().assign(recipe="smoke_pretrain", **{"config.optim.lr": .5, "config.epochs": 2})
+    execute("table_hyperparameters.ipynb", tmp_path, records=str(grid_records(tmp_path, changed)), out=str(tmp_path/"out"))
+    tables = {kind: pd.read_csv(tmp_path/"out"/f"table_hyperparameters_{kind}ing.csv", index_col=0, dtype=str) for kind in ("pretrain", "finetun")}
+    text = {kind: (tmp_path/"out"/f"table_hyperparameters_{kind}ing.md").read_text(encoding="utf-8") for kind in tables}
+    for name, function in RECIPES.items():
+        recipe, kind = function(), "pretrain" if function().kind == "pretrain" else "finetun"
+        if name not in tables[kind]: assert f"{name}: as " in text[kind]; continue
+        column = tables[kind][name]
+        assert float(column["peak learning rate"]) == recipe.optim.lr and int(column["batch"]) == recipe.batch_size and column["encoder size"].startswith(f"{recipe.model.stack_size.layers} layer")
+        assert column["scale"] == recipe.scale and column["epochs"] == str(recipe.epochs)
+    assert tables["pretrain"].loc["hidden, audio", "audioset_pretrain"] == "70 %" and tables["finetun"].loc["tokens, audio", "audioset_finetune"] == "496"
+    fields = pd.read_csv(tmp_path/"out"/"table_hyperparameters_changed.csv").set_index("field")
+    assert "epochs" not in fields.index and fields.loc["optim.lr", ["recipe says", "runs had"]].tolist() == ["0.001", "0.5"]

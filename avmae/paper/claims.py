@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAINING', 'FACTORS', 'PREFERRED', 'SCORES', 'MARGIN', 'VERDICTS', 'CLAIMS', 'student_t', 'interval',
-           'with_pretraining', 'main_pretraining', 'Claim', 'Finding', 'examine', 'claims_table', 'summary',
+           'with_pretraining', 'main_pretraining', 'matching', 'Claim', 'Finding', 'examine', 'claims_table', 'summary',
            'claims_text']
 
 # %% ../../nbs/paper/04_claims.ipynb #1c253c8b
@@ -85,7 +85,13 @@ def main_pretraining(runs: pd.DataFrame, name: str | None = None) -> dict[str, d
     if named.empty: raise ValueError(f"no finetuning run starts from an audiovisual pretraining called {name!r}; there are {', '.join(joint['source_run'])}.")
     return main | {named["source_corpus"].iloc[0]: named[list(FACTORS)].iloc[0].to_dict()}
 
-# %% ../../nbs/paper/04_claims.ipynb #6142ca04
+# %% ../../nbs/paper/04_claims.ipynb #5e50bd3e
+def matching(runs: pd.DataFrame, wanted: dict, usual: dict) -> pd.DataFrame:
+    "The runs that have the values `wanted`, and of everything else the `usual` ones as far as they apply."
+    rest = {key: value for key, value in usual.items() if key not in wanted}
+    return runs.loc[[all(run[k] == v for k, v in wanted.items()) and all(None in (run[k], v) or run[k] == v for k, v in rest.items()) for run in runs.to_dict("records")]]
+
+# %% ../../nbs/paper/04_claims.ipynb #70bd866e
 SCORES = {"vggsound": "result.top1", "audioset": "result.mAP", "epic_kitchens": "result.top1"}   # of epic_kitchens: the action
 MARGIN = .01   # a gain below a point is none worth the name
 
@@ -105,11 +111,8 @@ class Claim:
 
     def group(self, runs: pd.DataFrame, side: dict, main: dict[str, dict]) -> pd.DataFrame:
         "The runs of one side by seed; ValueError if a seed has two, because then they differ in something that no claim speaks of."
-        wanted = self.among | side
-        origin = wanted.get("source_corpus", self.better.get("source_corpus", self.among["corpus"]))
-        usual = {key: value for key, value in main.get(origin, {}).items() if key not in wanted}
-        fits = [all(run[k] == v for k, v in wanted.items()) and all(None in (run[k], v) or run[k] == v for k, v in usual.items()) for run in runs.to_dict("records")]
-        found = runs.loc[fits].sort_values("seed")
+        origin = (self.among | side).get("source_corpus", self.better.get("source_corpus", self.among["corpus"]))
+        found = matching(runs, self.among | side, main.get(origin, {})).sort_values("seed")
         if twice := found[found["seed"].duplicated(keep=False)]["run"].tolist():
             raise ValueError(f"{self.text}: {' and '.join(twice[:2])} have the same seed and differ in nothing that a claim names; leave one of them out.")
         return found.set_index("seed")

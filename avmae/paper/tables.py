@@ -115,7 +115,7 @@ class Table:
 
     def _repr_markdown_(self) -> str: return self.markdown()
 
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≤": r"$\leq$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 def _tex(text: str) -> str: return "".join(_TEX.get(c, c) for c in text)
 
