@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['Recipe', 'Run', 'Set', 'Start', 'Device', 'Processes', 'Runs', 'Windows', 'Split', 'Root', 'Train', 'Test', 'Seed',
            'Checkpoint', 'Out', 'Encoder', 'Decoder', 'Fusion', 'Media', 'Folder', 'Columns', 'Short', 'Rate', 'Least',
-           'Shards', 'Twice', 'Download', 'Dry', 'Workers', 'Some', 'Written', 'COMMANDS', 'mini', 'prepare',
-           'statistics', 'recipes', 'pretrain', 'finetune', 'evaluate', 'convert', 'UsageError', 'gather_overrides',
-           'field_notes', 'corpus_options', 'recipe_options', 'main']
+           'Shards', 'Twice', 'Download', 'Dry', 'Workers', 'Some', 'Written', 'Videos', 'OneVideo', 'Labels', 'Spread',
+           'Tokens', 'Sound', 'Hidden', 'Batch', 'Threads', 'Table', 'Parquet', 'Film', 'DEMO', 'DEMO_PRETRAINED',
+           'Finetuned', 'Pretrained', 'COMMANDS', 'mini', 'prepare', 'statistics', 'recipes', 'pretrain', 'finetune',
+           'evaluate', 'convert', 'predict', 'features', 'reconstruct', 'UsageError', 'gather_overrides', 'field_notes',
+           'corpus_options', 'recipe_options', 'main']
 
 # %% ../nbs/cli.ipynb #8c7d1df6
 import difflib, errno, os, re, sys, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
@@ -52,6 +55,24 @@ Dry = _option(bool, "", "tell the time and disk it would take, and write nothing
 Workers = _option(int | None, "N", "processes", "one per core")
 Some = _option(int | None, "N", "listen to so many training clips only, evenly spread", "all")
 Written = _option(str | None, "FILE", "json file to write", "statistics.json in the folder of the media")
+
+Videos = _option(Positional[tuple[str, ...]], "VIDEO ...", "video or sound files of any length, frame rate and size")
+OneVideo = _option(Positional[str], "VIDEO", "a video or sound file of any length, frame rate and size")
+Labels = _option(int, "N", "labels per file", "5")
+Spread = _option(int | None, "N", "so many windows, evenly spread over each file, as in evaluation", "consecutive ones over all of it")
+Tokens = _option(bool, "", "a row for each time step, with the features of all its tokens", "a row for each file, with their mean")
+Sound = _option(Literal["original", "reconstructed"], "NAME", "original, or reconstructed from the completed spectrogram", "original")
+Hidden = _option(int, "N", "which parts are hidden follows from it", "0")
+Batch = _option(int, "N", "windows that go through the network at once", "16")
+Threads = _option(int | None, "N", "threads that read ahead", "one per core")
+Table = Annotated[str | None, arg(aliases=["-o"], metavar="FILE", help="write .csv or .json (with what each window says)", help_behavior_hint="(default: print)")]
+Parquet = Annotated[str, arg(aliases=["-o"], metavar="FILE", help="the .parquet file to write", help_behavior_hint="(required)")]
+Film = Annotated[str, arg(aliases=["-o"], metavar="FILE", help="the .mp4 file to write", help_behavior_hint="(required)")]
+
+def _chosen(demo: str) -> object:
+    return _option(str | None, "DIR", "a finished run, a safetensors file, or a folder of `save_pretrained`", f"{demo}, which `make reproduce` leaves")
+DEMO, DEMO_PRETRAINED = "runs/mini/pretrained-audiovisual-seed0", "runs/mini/pretrain"
+Finetuned, Pretrained = _chosen(DEMO), _chosen(DEMO_PRETRAINED)
 
 def mini(folder: _option(Positional[str], "DIR", "folder to write into"), corpus: Literal["vggsound", "audioset", "epic_kitchens"] = "vggsound",
          train: Train = 1440, test: Test = 480, seed: Seed = 0) -> None:
@@ -109,7 +130,32 @@ def convert(checkpoint: Checkpoint, out: Out, encoder: Encoder = None, decoder: 
     model, left = about["model"], ", ".join(about["source"]["ignored"]) or "nothing"
     print(f"{out}: a {'pretrained' if about['kind'] == 'pretrain' else 'finetuned'} {model['size']} model of {' and '.join(model['modalities'])}; left out: {left}")
 
-COMMANDS: dict[str, Callable] = {f.__name__: f for f in (mini, prepare, statistics, recipes, pretrain, finetune, evaluate, convert)}
+def predict(videos: Videos, model: Finetuned = None, top: Labels = 5, out: Table = None, windows: Spread = None, batch_size: Batch = 16, workers: Threads = None, device: Device = None) -> None:
+    "Say what happens in videos: the most probable labels of each file, by a finetuned model."
+    _check(videos, out, (".csv", ".json"))
+    loaded = _load(model, DEMO, device)
+    with _all_or_nothing(out): found = loaded.predict(videos, windows=windows, batch_size=batch_size, workers=workers)
+    from avmae.videos import Failure, write_predictions
+    if out: write_predictions(out, found, top)
+    for x in found if not out else ():
+        if not isinstance(x, Failure): print(f"{x.path} ({x.duration:.1f} s)", *(f"  {value:6.1%}  {label}" for label, value in x.top(top)), sep="\n")
+    _tell([x for x in found if isinstance(x, Failure)], len(videos))
+
+def features(videos: Videos, out: Parquet, model: Pretrained = None, tokens: Tokens = False, batch_size: Batch = 16, workers: Threads = None, device: Device = None) -> None:
+    "Write what an encoder makes of videos into a parquet table: a vector per file, or the tokens of every time step with its seconds."
+    _check(videos, out, (".parquet",))
+    loaded = _load(model, DEMO_PRETRAINED, device)
+    from avmae.videos import write_features
+    with _all_or_nothing(out): failures = write_features(out, loaded.each_features(videos, tokens=tokens, batch_size=batch_size, workers=workers), tokens)
+    _tell(failures, len(videos))
+
+def reconstruct(video: OneVideo, out: Film, model: Pretrained = None, sound: Sound = "original", seed: Hidden = 0, batch_size: Batch = 16, workers: Threads = None, device: Device = None) -> None:
+    "Hide most of a video from a pretrained autoencoder and film what it makes of the rest: original, shown and completed side by side."
+    _check((video,), out, (".mp4",))
+    loaded = _load(model, DEMO_PRETRAINED, device)
+    with _all_or_nothing(out): loaded.reconstruct(video, out, sound=sound, seed=seed, batch_size=batch_size, workers=workers)
+
+COMMANDS: dict[str, Callable] = {f.__name__: f for f in (mini, prepare, statistics, recipes, pretrain, finetune, evaluate, predict, features, reconstruct, convert)}
 
 # %% ../nbs/cli.ipynb #fd6e2e31
 class UsageError(ValueError):
@@ -148,6 +194,27 @@ def _summary(folder: str, record: dict, split: str | None = None) -> str:
     numbers = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if isinstance(value, float) and key != "seconds")
     found, listed = record["manifest"]["coverage"][tested]
     return f"{folder}: {numbers} ({found:,} of {listed:,} {tested} clips)"
+
+# %% ../nbs/cli.ipynb #7b1d90c2
+def _check(videos: tuple[str, ...], out: str | None, suffixes: tuple[str, ...]) -> None:
+    if not videos: raise UsageError("name at least one video.")
+    if out and not out.endswith(suffixes): raise UsageError(f"--out must end in {' or '.join(suffixes)}, unlike {out!r}.")
+    if out and not os.path.isdir(os.path.dirname(out) or "."): raise UsageError(f"{os.path.dirname(out)} is not a folder; make it first.")
+
+def _load(model: str | None, demo: str, device: str | None) -> object:
+    if model is None and not os.path.isdir(demo):
+        raise UsageError(f"there is no {demo} here: say which model with --model DIR, or let `make reproduce` make this one and call from the folder where you did.")
+    from avmae.hub import load
+    return load(model or demo, device)
+
+@contextmanager
+def _all_or_nothing(out: str | None) -> Iterator[None]:
+    try: yield
+    except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped; {out or 'nothing'} {'was not' if out else 'was'} written.") from None
+
+def _tell(failures: list, files: int) -> None:
+    for failure in failures: print(f"avmae: {failure.id}: {failure.detail}.", file=sys.stderr)
+    if failures: sys.exit(_say(f"{len(failures)} of {files} files could not be read.", 1))
 
 # %% ../nbs/cli.ipynb #9d264ee4
 def _own_options(command: str) -> set[str]:
@@ -209,7 +276,7 @@ def _parse(args: list[str]) -> None:
     asked = open_ended and {"--help", "-h"} & set(args)
     if open_ended and not asked: args = [command, *gather_overrides(command, args[1:])]
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args or ["--help"], prog="avmae", sort_subcommands=False,
-                                              description="Audiovisual masked autoencoders: pretrain, finetune, evaluate.")
+                                              description="Audiovisual masked autoencoders: pretrain, finetune, evaluate, and use on own videos.")
     finally:
         if asked and command == "prepare": print(f"how the table of ROOT is read, each an option:\n{corpus_options()}")
         elif asked and names: print(f"values of {names[0]}, each an option:\n{recipe_options(names[0])}")
