@@ -56,8 +56,8 @@ README.md: nbs/index.ipynb paper_figures/mini/runs.csv | $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "Notebooks: every cell of nbs/ is executed as a test ..."
-	@$(LIMIT) $(if $(LIMIT),900) $(BIN)/nbdev_test --timing
-	@$(LIMIT) $(if $(LIMIT),900) $(BIN)/python -m pytest
+	@$(LIMIT) $(if $(LIMIT),1800) $(BIN)/nbdev_test --timing
+	@$(LIMIT) $(if $(LIMIT),1800) $(BIN)/python -m pytest
 
 readme: $(INSTALLED)
 	@$(BIN)/python .ci/execute.py nbs/index.ipynb

@@ -7,10 +7,10 @@ __all__ = ['pick_device', 'precision', 'compiles', 'speed_up', 'Interrupted', 'N
            'load_model', 'start_from', 'Training', 'build_task', 'begin', 'Work', 'prepare', 'ahead', 'arrived',
            'accumulate', 'train_step', 'agree', 'timed', 'progress_bar', 'train', 'open_log', 'checkpoint',
            'interrupted', 'diverged', 'fit', 'about_run', 'finish', 'tidy', 'save_model', 'final_record',
-           'about_corpus', 'file_digest']
+           'about_corpus']
 
 # %% ../../nbs/train/07_engine.ipynb #974795cf
-import contextlib, hashlib, importlib.util, json, math, os, shutil, signal, sys, threading, time, warnings
+import contextlib, importlib.util, json, math, os, shutil, signal, sys, threading, time, warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,11 +22,12 @@ from tqdm import tqdm
 from ..data.clips import ClipDataset
 from ..data.loader import Batch, Loader, make_loader, split
 from ..data.manifest import Manifest
+from ..data.shards import file_digest, sync
 from ..model.avmae import AVMAE, AVMAEConfig
 from ..model.classifier import AVClassifier, AVClassifierConfig
 from ..model.transformer import Block
 from .board import Board, open_board
-from .checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights, sync, write_atomic
+from .checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights, write_atomic
 from .feed import open_corpus, train_data
 from .optim import build_optimizer, clip_gradients, gradient_norm, learning_rate, rate_scales, update
 from .parallel import Group, exchange, join, restore_optimizer, spread, whole
@@ -372,7 +373,3 @@ def about_corpus(t: Training) -> dict:
     coverage = {split: list(t.manifest.coverage(split)) for split in t.manifest.splits}
     coverage[t.recipe.corpus.train_split][0] -= len(t.unread)
     return {"hash": t.manifest.hash, "coverage": coverage, "trained_on": t.clips, "failures": t.unread}
-
-def file_digest(path: Path) -> str:
-    "SHA-256 of a file."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()

@@ -69,9 +69,15 @@ def _torchrun(arguments: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=int(arguments[1]), run_id=f"avmae-{os.getpid()}", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
     try: elastic_launch(config, sys.executable)("-m", "avmae.train.launch", *arguments)
-    except ChildFailedError as error: return abs(error.get_first_failure()[1].exitcode)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0: _leave(Path(arguments[0]), f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}: out of memory, perhaps; the same command goes on from the last checkpoint.", "w")
+        return abs(failure.exitcode)
     except SignalException as stop: return 128 + stop.sigval
     return 0
+
+def _leave(folder: Path, message: str, mode: str = "x") -> None:
+    (folder/".failure.json").open(mode).write(json.dumps({"message": message}))
 
 def _process(arguments: list[str]) -> int:
     "Be one of the processes."
@@ -81,7 +87,7 @@ def _process(arguments: list[str]) -> int:
     try: fit_and_score(recipe_from_dict(about["recipe"], about["kind"]), folder, device or None, progress == "1")
     except Interrupted as stop: return 128 + stop.number
     except Exception as error:
-        try: (folder/".failure.json").open("x").write(json.dumps({"message": f"{error}"}))
+        try: _leave(folder, f"{error}")
         except FileExistsError: return 1   # somebody else failed first, and took this one along
         if not isinstance(error, (ValueError, OSError)) and not type(error).__module__.startswith("avmae."): traceback.print_exc()
         return 1
