@@ -232,7 +232,7 @@ def _rows(x, tokens):
         for (start, end), step in zip(seconds.tolist(), getattr(x, m)):
             yield {"file": x.path, "modality": m, "start": start, "end": end, "shape": list(step.shape), "features": step.flatten().numpy()}
 
-# %% ../nbs/videos.ipynb #32b02a4d
+# %% ../nbs/videos.ipynb #b0846cff
 LEAST, GAP, WHITE, WIDE = 192, 4, 255, (256, 128)   # pixels: enlarged to at least, between panels; their colour; a spectrogram without pictures
 
 def _beside(panels: Iterable[Tensor]) -> Tensor:
@@ -255,7 +255,7 @@ def draw_window(views: dict[str, Views], window: Window, steps: dict[str, Steps]
     rows, size = [], WIDE
     if "video" in views:
         frames = len(views["video"].original)
-        at = ((times - window.video) * frames / steps["video"].window + TICK).long().clamp(0, frames - 1)
+        at = ((times - window.video) * frames / steps["video"].window).round().long().clamp(0, frames - 1)   # the nearest; of a shifted window none is at that time
         rows = [_beside([_pixels(x[at]) for x in views["video"]])]
         size = (rows[0].shape[-1] - 2 * GAP) // 3, (rows[0].shape[-1] - 2 * GAP) // 6
     if "audio" in views: rows.append(_heard(views["audio"], size, (times - window.audio) / steps["audio"].window))
