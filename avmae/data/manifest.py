@@ -252,7 +252,7 @@ class Manifest:
         "What `save` wrote. The media lie below `root`; None: in the folder of this file."
         path = Path(path)
         if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such manifest; name a file that Manifest.save wrote.")
-        try: table = pq.read_table(path)
+        try: table = pq.read_table(path, pre_buffer=False)   # a buffer is for slow links; here it costs as much memory as the file
         except (pa.ArrowInvalid, OSError) as error: raise ValueError(f"{path}: this is not a manifest ({error}); name a file that Manifest.save wrote.") from None
         classes = (table.schema.metadata or {}).get(b"classes")
         if classes is None or table.column_names != SCHEMA.names: raise ValueError(f"{path}: this parquet file is not a manifest; name a file that Manifest.save wrote.")
