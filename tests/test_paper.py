@@ -1,12 +1,20 @@
 "Run records, tables and figures: on made-up runs, and on the committed ones where there are any."
-import csv, json, re
+import csv, dataclasses, json, re, shutil
 from pathlib import Path
+import matplotlib.text
 import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+from avmae.model.avmae import AVMAEConfig
+from avmae.model.decoders import DECODERS
+from avmae.model.encoders import ENCODERS
 from avmae.paper.claims import CLAIMS, Finding, claims_table, claims_text, examine, interval, main_pretraining, student_t, summary, with_pretraining
+from avmae.paper.diagrams import decoders_figure, encoders_figure, hidden_patches, kept, objectives_figure, overview_figure
 from avmae.paper.figures import Reconstruction, pixel_mask, reconstruction_figure, save_figure
+from avmae.paper.index import index, write_index
 from avmae.paper.published import RECORDS, SOURCES, comparison, published
 from avmae.paper.runs import finetuned, flatten, load_records, read_run, read_runs, save_records
 from avmae.paper.tables import Difference, Estimate, Table, estimate, paired_difference, provenance, summarise, write_table
@@ -297,3 +305,79 @@ def test_hyperparameters_are_those_of_the_recipes(tmp_path):
     assert tables["pretrain"].loc["hidden, audio", "audioset_pretrain"] == "70 %" and tables["finetun"].loc["tokens, audio", "audioset_finetune"] == "496"
     fields = pd.read_csv(tmp_path/"out"/"table_hyperparameters_changed.csv").set_index("field")
     assert "epochs" not in fields.index and fields.loc["optim.lr", ["recipe says", "runs had"]].tolist() == ["0.001", "0.5"]
+
+GRIDS = {"large": {"video": (8, 14, 14), "audio": (62, 8)}, "mini": {"video": (4, 4, 4), "audio": (10, 4)}}
+DRAWN = {"large": AVMAEConfig(size="large", fusion_layers=2, mask_ratio={"video": .9, "audio": .7}), "mini": AVMAEConfig(size="mini", fusion_layers=1, mask_ratio={"video": .6, "audio": .6})}
+
+def diagrams(size: str) -> dict:
+    config, tokens = DRAWN[size], {m: int(np.prod(grid)) for m, grid in GRIDS[size].items()}
+    vary = lambda **choice: dataclasses.replace(config, **choice)
+    return {"overview": overview_figure(config, GRIDS[size]), "encoders": encoders_figure([vary(encoder=one) for one in ENCODERS], tokens), "decoders": decoders_figure([vary(decoder=one) for one in DECODERS], tokens),
+            "objectives": objectives_figure([vary(objective=one) for one in ("reconstruction", "inpainting")], tokens)}
+
+def words(figure) -> list:
+    return [text for text in figure.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
+
+def test_diagrams_say_what_the_config_says():
+    assert kept(DRAWN["large"], {"video": 1568, "audio": 496}) == {"video": 157, "audio": 149}   # as the recipe says
+    told = {name: [text.get_text() for text in words(figure)] for name, figure in diagrams("large").items()}
+    assert told["encoders"].count("24 layers") == 1 + 2 + 2 and told["encoders"].count("22 layers") == 2 and "2\nlayers" in told["encoders"] and "sound: 149" in told["encoders"]
+    assert told["decoders"].count("4 layers") == 2 + 2 + 1 and "video: 157 of 1,568" in told["decoders"] and "× 1,536" in told["decoders"]
+    assert {"loss on 1,411", "149 + 1,419 masked", "157 + 339 masked", "loss on 339"} <= set(told["objectives"])
+    assert "hidden: 90 % of the video,\n70 % of the sound" in told["overview"]
+    assert hidden_patches((8, 14, 14), .9, 0).sum() == 1411
+
+@pytest.mark.parametrize("size", GRIDS)
+def test_words_of_the_diagrams_neither_overlap_nor_leave_the_page(size):
+    for name, figure in diagrams(size).items():
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        drawn = [patch.get_window_extent(renderer) for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_width() > .1]
+        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in words(figure)]
+        for k, (text, box) in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, f"{name}: {text!r} is cut off"
+            assert not (hit := [other for other, there in boxes[k + 1:] if box.overlaps(there)]), f"{name}: {text!r} overlaps {hit}"
+            for edge in drawn: assert not box.overlaps(edge) or edge.x0 <= box.x0 and box.x1 <= edge.x1 and edge.y0 <= box.y0 and box.y1 <= edge.y1, f"{name}: {text!r} crosses the edge of a box"
+
+def test_diagrams_are_the_same_bytes_every_time(tmp_path):
+    for name, figure in diagrams("mini").items():
+        first, second = save_figure(figure, tmp_path/"a"/name), save_figure(diagrams("mini")[name], tmp_path/"b"/name)
+        assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] and "clip-path" not in first[1].read_text(encoding="utf-8"), name
+
+def test_overview_is_of_two_modalities_that_are_reconstructed():
+    for changes, says in [({"modalities": ("audio",), "encoder": "shared"}, "video and sound together"), ({"objective": "inpainting"}, "not of inpainting")]:
+        with pytest.raises(ValueError, match=says): overview_figure(dataclasses.replace(DRAWN["mini"], **changes), GRIDS["mini"])
+
+@pytest.mark.parametrize("recipe", ["smoke_pretrain", "vggsound_pretrain"])
+def test_strategies_notebook_draws_any_recipe(recipe, tmp_path):
+    execute("figure_strategies.ipynb", tmp_path, recipe=recipe, out=str(tmp_path/"out"))
+    assert {path.name for path in (tmp_path/"out").iterdir()} == {f"figure_{name}.{suffix}" for name in ("overview", "encoders", "decoders", "objectives") for suffix in ("png", "svg")}
+
+def links(page: str) -> list[str]:
+    return re.findall(r"\]\((?![a-z]+:|#)([^)\s]+)\)", page)
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_index_lists_every_file_and_its_links_lead_somewhere(folder, tmp_path):
+    copy = tmp_path/"a"/"b"/folder.name   # as deep as paper_figures/mini lies, with the notebooks beside
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("index.md"))
+    shutil.copytree(ROOT/"nbs"/"paper", tmp_path/"a"/"nbs"/"paper")
+    page = write_index(copy, tmp_path/"a"/"nbs"/"paper").read_text(encoding="utf-8")
+    assert page == write_index(copy, tmp_path/"a"/"nbs"/"paper").read_text(encoding="utf-8"), "the page is not the same twice"
+    named = links(page)
+    assert named and not [link for link in named if not (copy/link).exists()]
+    assert {path.name for path in copy.iterdir()} - {"index.md"} == {link for link in named if "/" not in link}
+    for path in copy.glob("table_*.md"): assert f"]({path.name})" in page and re.search(rf"{path.stem}\.tex\)\), made by", page)
+    for run in load_records(copy/"runs.csv").to_dict("records"):
+        row, = [line for line in page.splitlines() if line.startswith(f"| {run['run']} |")]
+        assert all(str(value) in row for value in (run["recipe"], run["config_hash"], run["manifest.hash"], run["git"][:10], run["hardware"], f"{run['seconds']:,.0f}"))
+        assert "of {:,} test".format(run["manifest.coverage.test"][1]) in row
+
+def test_index_does_not_depend_on_the_order_of_files_and_copes_with_few(tmp_path):
+    names = ["table_b.md", "table_a.md", "figure_c.png", "figure_c.svg", "clip.mp4", "claims.md"]
+    for order in (names, names[::-1]):
+        folder = tmp_path/order[0]/"tiny"
+        folder.mkdir(parents=True)
+        for name in order: (folder/name).write_text("**A title**\n" if name.endswith("md") else "")
+    one, two = (index(tmp_path/name/"tiny") for name in (names[0], names[-1]))
+    assert one == two and one.index("table_a.md") < one.index("table_b.md") < one.index("figure_c.png") < one.index("claims.md") < one.index("clip.mp4")
+    assert "## Runs" not in one and one.startswith("# Results at scale tiny\n")
+    with pytest.raises(FileNotFoundError, match="does not exist"): index(tmp_path/"nowhere")
