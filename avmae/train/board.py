@@ -6,7 +6,7 @@
 __all__ = ['GREY', 'FRAMES', 'HEIGHT', 'clips_to_draw', 'Views', 'reconstruct', 'picture', 'Board', 'open_board']
 
 # %% ../../nbs/train/06_board.ipynb #74ca356a
-import contextlib
+import contextlib, time
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib
@@ -126,4 +126,6 @@ def open_board(recipe: Recipe, manifest: Manifest, group: Group, folder: str | P
 def _writer(folder: Path, step: int):
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
+    # files are read in the order of their names, which begin with the second: one more in the same second could come first
+    while any(f".{int(time.time()):010d}." in path.name for path in folder.glob("events.*")): time.sleep(.05)
     return SummaryWriter(folder, purge_step=step, max_queue=1000)
