@@ -192,7 +192,8 @@ class Work(NamedTuple):
 
 def prepare(t: Training, batch: Batch, step: int, stream: torch.cuda.Stream | None) -> tuple[Work, torch.cuda.Event | None]:
     "What step `step` does with a batch, on its way to the device; the event says when it has arrived."
-    parts = [part_of(batch, rows) for rows in split(len(batch.ids), t.recipe.accumulate)]
+    bare = batch._replace(video=None, audio=None)   # who is present says what counts
+    parts = [part_of(bare, rows) for rows in split(len(batch.ids), t.recipe.accumulate)]
     counts = {m: sum(t.task.counts(part)[m].sum().item() for part in parts) for m in t.task.weights}
     with torch.cuda.stream(stream):
         drawn = each_tensor(lambda x: x.to(t.group.device, non_blocking=True), t.task.draw(batch, step))
