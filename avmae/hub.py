@@ -222,7 +222,8 @@ def load(path: str | Path, device: str | None = None) -> Model:
     model, about = load_model(path)
     origin = about.get("provenance") or _provenance(weights_file(path)) or {key: about[key] for key in ("source",) if key in about}
     frontend, clips = FrontendConfig.from_dict(about["frontend"]), ClipConfig.from_dict(about["clips"])
-    return Model(model, frontend=frontend, clips=clips, classes=about.get("classes", ()), loss=about.get("loss") or origin.pop("loss", "softmax"), provenance=origin, device=device)
+    recorded = origin.pop("loss", "softmax")   # where the weights do not say it themselves
+    return Model(model, frontend=frontend, clips=clips, classes=about.get("classes", ()), loss=about.get("loss", recorded), provenance=origin, device=device)
 
 KEPT = ("name", "recipe", "scale", "corpus", "seed", "init_from", "result", "steps", "config_hash", "weights", "manifest", "git", "versions")
 

@@ -298,7 +298,7 @@ HEAD = "ProjectionHeadAndClassifier_0/output_projection/kernel"
 
 def convert(checkpoint: str | PathLike, out: str | PathLike, progress: bool = False, **overrides) -> dict:
     """Write a checkpoint of the release as a safetensors file like that of a finished run, and return what its header says: kind,
-    model, frontend, clips, classes (of which the release gives no names), source. `overrides` as in `avmae_from_scenic` and
+    model, frontend, clips, classes (of which the release gives no names), a classifier's loss, source. `overrides` as in `avmae_from_scenic` and
     `classifier_from_scenic`. ScenicError or OSError in one sentence; `out` is there completely or not at all, and never replaced."""
     out = Path(out)
     if out.exists(): raise FileExistsError(f"{out} exists already; give another name, or delete it first.")
@@ -323,7 +323,8 @@ def described(model: AVMAE | AVClassifier) -> dict:
     frontend = FrontendConfig(mean=1.102, std=2.762) if finetuned and audioset else FrontendConfig()
     sampling = dict(frames=32, stride=2, windows=4) if finetuned else dict(frames=16, stride=4, resize_eval=224)
     clips = ClipConfig(**sampling, samples=160_000 if audioset else 128_000)
-    return dict(kind="finetune" if finetuned else "pretrain", model=c.to_dict(), frontend=frontend.to_dict(), clips=clips.to_dict(), classes=[])
+    trained = dict(kind="finetune", loss="sigmoid" if audioset else "softmax") if finetuned else dict(kind="pretrain")   # a clip of AudioSet has several labels
+    return dict(**trained, model=c.to_dict(), frontend=frontend.to_dict(), clips=clips.to_dict(), classes=[])
 
 def _write(out: Path, model: nn.Module, about: dict) -> None:
     partial = out.with_name(f".{out.name}.partial")

@@ -313,6 +313,14 @@ def test_a_run_keeps_its_names_preprocessing_and_origin(tuned, tmp_path):
     assert same(model, again)
     with pytest.raises(ValueError, match="is the folder of a run; save the model into another one"): model.save_pretrained(tuned)
 
+def test_weights_alone_say_whether_classes_exclude_each_other(tmp_path, media):
+    fit(get_recipe("smoke_finetune", **{"corpus.root": str(tmp_path/"vggsound"), "steps": 2, "loss": "sigmoid"}), tmp_path/"run", device="cpu", progress=False)
+    shutil.copy(tmp_path/"run"/"model.safetensors", tmp_path/"alone.safetensors")   # without run.json
+    alone, run = load(tmp_path/"alone.safetensors", "cpu"), load(tmp_path/"run", "cpu")
+    found, = alone.predict(media/"short.mp4", **QUIET)
+    assert torch.equal(found.probabilities, found.logits.sigmoid()) and run.loss == "sigmoid" and "loss" not in run.provenance
+    assert load(run.save_pretrained(tmp_path/"saved"), "cpu").loss == "sigmoid"
+
 def test_the_card_has_front_matter_and_the_facts(tuned, tmp_path):
     card = (load(tuned, "cpu").save_pretrained(tmp_path/"saved", license="cc-by-4.0")/"README.md").read_text()
     _, front, body = card.split("---\n", 2)

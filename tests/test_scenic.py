@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from avmae import AVMAE, AVClassifier, AVClassifierConfig, AVMAEConfig
+from avmae.hub import load
 from avmae.model.encoders import ENCODERS
 from avmae.model.tokens import patchify
 from avmae.scenic import (MAX_ENTRIES, ScenicError, avmae_from_scenic, classifier_from_scenic, convert, read_checkpoint,
@@ -326,6 +327,12 @@ def test_converted_files_are_like_finished_runs(tmp_path, kind, tree, options, i
     assert not model.training and {"model", "frontend", "clips", "classes"} <= said.keys()
     for key, value in options.items(): assert getattr(model.config, key) == value
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+@pytest.mark.parametrize("classes, loss", [(309, "softmax"), (527, "sigmoid")])
+def test_converted_classifiers_of_audioset_may_find_several_classes(tmp_path, classes, loss):
+    tree = finetuned(("rgb",), classes, **SMALL)
+    convert(write(tmp_path/"checkpoint", train_state(tree, "finetune")), tmp_path/"model.safetensors")
+    assert load(tmp_path/"model.safetensors", "cpu").loss == loss
 
 def test_a_finetuned_model_starts_from_a_converted_one(tmp_path):
     source = random_model(autoencoder(encoder="separate"))

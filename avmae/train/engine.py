@@ -98,7 +98,7 @@ def weights_file(run: str | Path) -> Path:
     return path
 
 def load_model(run: str | Path) -> tuple[AVMAE | AVClassifier, dict]:
-    "The model of a finished run (its folder or weights file), in evaluation mode, and what is said about it: kind, model, frontend, clips, classes."
+    "The model of a finished run (its folder or weights file), in evaluation mode, and what is said about it: kind, model, frontend, clips, classes, and a classifier's loss."
     weights, about = load_weights(path := weights_file(run))
     kinds = {"pretrain": (AVMAE, AVMAEConfig), "finetune": (AVClassifier, AVClassifierConfig)}
     if about.get("kind") not in kinds: raise ValueError(f"{path} does not say what model its weights belong to.")
@@ -354,6 +354,7 @@ def save_model(t: Training, weights: dict[str, Tensor], folder: Path) -> None:
     "model.safetensors, with all that is needed to use it."
     r = t.recipe
     about = dict(kind=r.kind, model=r.model.to_dict(), frontend=r.frontend.to_dict(), clips=r.clips.to_dict(), classes=list(t.manifest.classes))
+    if r.kind == "finetune": about["loss"] = r.loss   # whether the classes exclude each other
     partial = save_weights(folder/".model.partial", weights, about)
     sync(partial)
     partial.replace(folder/"model.safetensors")
