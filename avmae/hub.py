@@ -27,7 +27,7 @@ from .train.board import Views, reconstruct
 from .train.checkpoint import save_weights, write_atomic
 from .train.engine import load_model, pick_device, precision, weights_file
 from .train.evaluate import logits_of
-from .train.recipes import CorpusConfig, PretrainRecipe
+from .train.config import CorpusConfig, PretrainRecipe
 from .train.record import read_json
 from .train.step import Pretraining
 from .videos import Features, Plan, Planned, Prediction, Reader, Steps, film, sound_of, spans, time_steps

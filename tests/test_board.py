@@ -5,7 +5,8 @@ import pytest
 import torch
 from avmae.train import engine
 from avmae.train.board import clips_to_draw, reconstruct
-from avmae.train.engine import build_task, fit
+from avmae.train.engine import fit
+from avmae.train.state import build_task
 from avmae.train.feed import open_corpus, open_manifest, write_smoke_corpus
 from avmae.train.recipes import get_recipe
 from avmae.train.record import read_metrics

@@ -7,7 +7,8 @@ from avmae.data.manifest import Manifest
 from avmae.train.engine import fit
 from avmae.train.evaluate import evaluate
 from avmae.train.feed import open_manifest
-from avmae.train.recipes import CorpusConfig, get_recipe
+from avmae.train.config import CorpusConfig
+from avmae.train.recipes import get_recipe
 
 def place(root, *names):
     "Files of these names, with nothing in them."

@@ -9,7 +9,7 @@ from avmae.data.corpora import read_vggsound
 from avmae.data.manifest import SCHEMA, Manifest, Row, media_files
 from avmae.data.media import write_clip
 from avmae.train.feed import open_manifest
-from avmae.train.recipes import CorpusConfig
+from avmae.train.config import CorpusConfig
 
 def place(root, *names):
     "Files of these names, with nothing in them."

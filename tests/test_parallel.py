@@ -5,7 +5,8 @@ import pytest
 import torch
 from avmae.train import engine
 from avmae.train.checkpoint import load_checkpoint
-from avmae.train.engine import Interrupted, fit, load_model
+from avmae.train.engine import Interrupted, fit
+from avmae.train.weights import load_model
 from avmae.train.evaluate import evaluate
 from avmae.train.feed import open_manifest, write_smoke_corpus
 from avmae.train.launch import LaunchError, launch

@@ -17,7 +17,7 @@ from avmae.data.mini import write_mini_audioset, write_mini_vggsound
 from avmae.data.prepare import PrepareConfig, cut_clip, estimate, plan, prepare
 from avmae.data.shards import member_name, read_member, write_tar
 from avmae.train.feed import open_manifest
-from avmae.train.recipes import CorpusConfig
+from avmae.train.config import CorpusConfig
 
 SMALL = PrepareConfig(short_side=32, shard_clips=6)
 

@@ -4,7 +4,8 @@ import pytest
 from avmae.data.augment import ColourConfig
 from avmae.data.mini import write_mini_audioset, write_mini_epic_kitchens
 from avmae.train.feed import open_manifest
-from avmae.train.recipes import RECIPES, get_recipe, override, recipe_from_dict
+from avmae.train.config import override, recipe_from_dict
+from avmae.train.recipes import RECIPES, get_recipe
 from avmae.train.step import budget, count_tokens
 
 JOINT = ("vggsound_pretrain", "vggsound_finetune", "audioset_pretrain", "audioset_finetune", "epic_kitchens_finetune")

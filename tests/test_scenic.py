@@ -13,7 +13,7 @@ from avmae.model.encoders import ENCODERS
 from avmae.model.tokens import patchify
 from avmae.scenic import (MAX_ENTRIES, ScenicError, avmae_from_scenic, classifier_from_scenic, convert, read_checkpoint,
                           scenic_keys, to_torch)
-from avmae.train.engine import load_model
+from avmae.train.weights import load_model
 from published import PUBLISHED, finetuned, pretrained, train_state, write
 
 NANO = dict(size="nano", patch={"video": (2, 4, 6), "audio": (4, 6)})

@@ -10,13 +10,16 @@ from avmae.model.avmae import AVMAE, AVMAEConfig
 from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train import engine, step as steps
 from avmae.train.checkpoint import CheckpointError, checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
-from avmae.train.engine import Interrupted, NonFinite, begin, fit, load_model
+from avmae.train.engine import Interrupted, NonFinite, fit
+from avmae.train.state import begin
+from avmae.train.weights import load_model
 from avmae.train.evaluate import evaluate, scores
 from avmae.train.feed import open_corpus, open_manifest, write_smoke_corpus
 from avmae.train.metrics import average_by, d_prime, ranking, top_k_correct
 from avmae.train.optim import (OptimConfig, build_optimizer, clip_gradients, gradient_norm, is_kernel, learning_rate,
                                rate_scales, update)
-from avmae.train.recipes import RECIPES, get_recipe, override, recipe_from_dict
+from avmae.train.config import override, recipe_from_dict
+from avmae.train.recipes import RECIPES, get_recipe
 from avmae.train.record import config_hash, read_metrics
 from avmae.train.step import Finetuning, Pretraining, blank, budget, mixup_weights, part_of, seed_of, split
 

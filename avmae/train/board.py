@@ -23,7 +23,7 @@ from ..data.manifest import Manifest
 from ..model.tokens import token_grid, unpatchify
 from .feed import test_data
 from .parallel import Group
-from .recipes import PretrainRecipe, Recipe, override
+from .config import PretrainRecipe, Recipe, override
 from .record import peak_memory
 from .step import Pretraining, each_tensor
 

@@ -16,7 +16,7 @@ from ..model.classifier import AVClassifier
 from ..model.masking import random_mask
 from .engine import Work, begin, prepare, train_step
 from .parallel import Group
-from .recipes import Recipe
+from .config import Recipe
 from .record import hardware, peak_memory
 from .step import budget, count_tokens, each_tensor, input_shapes
 

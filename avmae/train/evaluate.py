@@ -21,7 +21,7 @@ from .engine import load_model, pick_device, precision
 from .feed import open_manifest, test_data
 from .metrics import average_by, joint_top_k_correct, ranking, top_k_correct
 from .parallel import Group, join
-from .recipes import FinetuneRecipe, PretrainRecipe, Recipe, override, recipe_from_dict
+from .config import FinetuneRecipe, PretrainRecipe, Recipe, override, recipe_from_dict
 from .record import read_json
 from .step import Pretraining, each_tensor, softmax_loss, sigmoid_loss
 

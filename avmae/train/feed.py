@@ -15,7 +15,7 @@ from ..data.clips import ClipConfig, ClipDataset
 from ..data.corpora import SUBSETS, read_audioset, read_epic_kitchens, read_vggsound
 from ..data.manifest import Manifest, read_csv
 from ..data.mini import write_mini_vggsound
-from .recipes import CorpusConfig, FinetuneRecipe, Recipe
+from .config import CorpusConfig, FinetuneRecipe, Recipe
 
 # %% ../../nbs/train/06_feed.ipynb #47cb0ccc
 def write_smoke_corpus(root: str | Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 from .engine import Interrupted, about_run, fit
 from .evaluate import evaluate
-from .recipes import Recipe, recipe_from_dict
+from .config import Recipe, recipe_from_dict
 from .record import claim, read_json
 
 # %% ../../nbs/train/09_launch.ipynb #370ad4b9

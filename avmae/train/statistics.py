@@ -19,7 +19,7 @@ from ..data.loader import Loader, make_loader
 from ..data.shards import write_whole
 from ..model.frontend import FrontendConfig, measure
 from .feed import open_corpus, training_clips
-from .recipes import Recipe
+from .config import Recipe
 
 # %% ../../nbs/train/09_statistics.ipynb #9166ad64
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from ..model.frontend import Frontend
 from ..model.masking import Mask, random_mask, random_order
 from ..model.tokens import token_grid
 from ..model.transformer import DropPath
-from .recipes import FinetuneRecipe, PretrainRecipe, Recipe
+from .config import FinetuneRecipe, PretrainRecipe, Recipe
 
 # %% ../../nbs/train/02_step.ipynb #e9fefde8
 def seed_of(*parts: int | str) -> int:
