@@ -25,11 +25,12 @@ from .model.frontend import Frontend, FrontendConfig
 from .model.tokens import token_grid
 from .train.board import Views, reconstruct
 from .train.checkpoint import save_weights, write_atomic
-from .train.engine import load_model, pick_device, precision, weights_file
-from .train.evaluate import logits_of
 from .train.config import CorpusConfig, PretrainRecipe
+from .train.device import pick_device, precision
+from .train.evaluate import logits_of
 from .train.record import read_json
 from .train.step import Pretraining
+from .train.weights import load_model, weights_file
 from .videos import Features, Plan, Planned, Prediction, Reader, Steps, film, sound_of, spans, time_steps
 
 # %% ../nbs/hub.ipynb #046151f3

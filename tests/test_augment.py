@@ -10,13 +10,13 @@ from avmae.data.clips import ClipConfig, ClipDataset, random_crop_flip, random_w
 from avmae.data.loader import Batch, make_loader
 from avmae.data.manifest import Manifest
 from avmae.data.media import write_clip
+from avmae.train.config import override
 from avmae.train.engine import fit
-from avmae.train.state import begin
 from avmae.train.evaluate import evaluate, head_scores, logits_of
 from avmae.train.feed import check_classes, open_manifest, train_data, write_smoke_corpus
 from avmae.train.metrics import joint_top_k_correct, top_k_correct
-from avmae.train.config import override
 from avmae.train.recipes import get_recipe
+from avmae.train.state import begin
 from avmae.train.step import Finetuning, Pretraining, mix, part_of, total
 
 

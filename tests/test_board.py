@@ -6,10 +6,10 @@ import torch
 from avmae.train import engine
 from avmae.train.board import clips_to_draw, reconstruct
 from avmae.train.engine import fit
-from avmae.train.state import build_task
 from avmae.train.feed import open_corpus, open_manifest, write_smoke_corpus
 from avmae.train.recipes import get_recipe
 from avmae.train.record import read_metrics
+from avmae.train.state import build_task
 from test_parallel import in_processes, mute
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from avmae.cli import COMMANDS, gather_overrides, main, recipe_options
 from avmae.data.mini import write_mini_audioset, write_mini_epic_kitchens, write_mini_vggsound
-from avmae.train.weights import load_model
 from avmae.train.feed import write_smoke_corpus
 from avmae.train.recipes import RECIPES, get_recipe
 from avmae.train.record import dotted
+from avmae.train.weights import load_model
 from published import finetuned, train_state, write
 
 ROOT = Path(__file__).parents[1]

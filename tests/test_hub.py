@@ -19,13 +19,13 @@ from avmae.hub import Model, class_names, from_pretrained, load
 from avmae.images import from_image_weights, inflate
 from avmae.model.frontend import FrontendConfig
 from avmae.model.tokens import patchify
+from avmae.train.config import recipe_from_dict
 from avmae.train.engine import fit
-from avmae.train.weights import load_model
 from avmae.train.evaluate import predict
 from avmae.train.feed import open_corpus, test_data as clips_to_test
-from avmae.train.config import recipe_from_dict
 from avmae.train.recipes import get_recipe
 from avmae.train.record import read_json
+from avmae.train.weights import load_model
 from avmae.videos import Features, Prediction, Reader, Steps, cover, spans, time_steps
 
 CLIPS, FRONTEND = ClipConfig(frames=4, stride=8, resize=36, size=32, samples=20_480), FrontendConfig(mels=32)   # 1.28 s of both

@@ -6,12 +6,12 @@ import torch
 from avmae.train import engine
 from avmae.train.checkpoint import load_checkpoint
 from avmae.train.engine import Interrupted, fit
-from avmae.train.weights import load_model
 from avmae.train.evaluate import evaluate
 from avmae.train.feed import open_manifest, write_smoke_corpus
 from avmae.train.launch import LaunchError, launch
 from avmae.train.recipes import get_recipe
 from avmae.train.record import read_json, read_metrics
+from avmae.train.weights import load_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 

@@ -11,11 +11,11 @@ from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train import engine, step as steps
 from avmae.train.checkpoint import CheckpointError, checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
 from avmae.train.engine import Interrupted, NonFinite, fit
-from avmae.train.state import begin
-from avmae.train.weights import load_model
 from avmae.train.evaluate import evaluate, scores
 from avmae.train.feed import open_corpus, open_manifest, write_smoke_corpus
 from avmae.train.metrics import average_by, d_prime, ranking, top_k_correct
+from avmae.train.state import begin
+from avmae.train.weights import load_model
 from avmae.train.optim import (OptimConfig, build_optimizer, clip_gradients, gradient_norm, is_kernel, learning_rate,
                                rate_scales, update)
 from avmae.train.config import override, recipe_from_dict

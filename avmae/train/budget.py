@@ -14,10 +14,11 @@ from ..data.loader import Batch
 from ..model.avmae import AVMAE
 from ..model.classifier import AVClassifier
 from ..model.masking import random_mask
-from .engine import Work, begin, prepare, train_step
-from .parallel import Group
 from .config import Recipe
+from .engine import Work, prepare, train_step
+from .parallel import Group
 from .record import hardware, peak_memory
+from .state import begin
 from .step import budget, count_tokens, each_tensor, input_shapes
 
 # %% ../../nbs/train/09_budget.ipynb #a2c1e476

@@ -17,13 +17,14 @@ from ..data.loader import make_loader
 from ..model.classifier import AVClassifier
 from ..model.frontend import Frontend
 from .checkpoint import write_atomic
-from .engine import load_model, pick_device, precision
+from .config import FinetuneRecipe, PretrainRecipe, Recipe, override, recipe_from_dict
+from .device import pick_device, precision
 from .feed import open_manifest, test_data
 from .metrics import average_by, joint_top_k_correct, ranking, top_k_correct
 from .parallel import Group, join
-from .config import FinetuneRecipe, PretrainRecipe, Recipe, override, recipe_from_dict
 from .record import read_json
 from .step import Pretraining, each_tensor, softmax_loss, sigmoid_loss
+from .weights import load_model
 
 # %% ../../nbs/train/08_evaluate.ipynb #e6ed069a
 def logits_of(model: AVClassifier, inputs: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
