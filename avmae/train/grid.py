@@ -27,7 +27,7 @@ class Scale:
     compared: dict[str, Any] = field(default_factory=dict)              # what these change of the recipe
     compared_classifier: dict[str, Any] = field(default_factory=dict)   # and what is finetuned from them
     epochs: tuple[int, ...] = ()         # other lengths of the compared pretraining
-    masks: tuple[float, ...] = ()        # other shares to hide, of one modality at a time
+    masks: dict[str, tuple[float, ...]]  # other shares to hide, of one modality at a time
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)      # {other size: what it changes of the classifier}
     threads: int = 1                     # of a job
     gpus: int = 0                        # of a job
@@ -38,11 +38,11 @@ def _recipes(scale: str) -> dict[str, dict[str, str]]:
     return {kind: {corpus: f"{name(corpus)}_{kind}" for corpus in corpora} for kind, corpora in {"pretrain": ("vggsound", "audioset"), "finetune": ("vggsound", "audioset", "epic_kitchens")}.items()}
 
 SCALES = {
-    "smoke": Scale(**_recipes("smoke"), clips=(16, 12), seeds=1, compared={"steps": 4}, epochs=(1,), masks=(.3,), sizes={"mini": {}}),
-    "mini": Scale(**_recipes("mini"), clips=(1440, 480), seeds=3, compared={"epochs": 12}, epochs=(3, 24), masks=(.3, .9), sizes={"nano": {"model.fusion_layer": 1}}),
-    "gpu": Scale(**_recipes("gpu"), clips=(20_000, 2_000), seeds=5, compared={"epochs": 50}, epochs=(10, 25), masks=(.3, .7), sizes={"mini": {"model.fusion_layer": 2}}, threads=4, gpus=1),
+    "smoke": Scale(**_recipes("smoke"), clips=(16, 12), seeds=1, compared={"steps": 4}, epochs=(1,), masks={"video": (.3,), "audio": (.3,)}, sizes={"mini": {}}),
+    "mini": Scale(**_recipes("mini"), clips=(1440, 480), seeds=3, compared={"epochs": 8}, epochs=(2, 4, 16), masks={"video": (.3, .9), "audio": (.3, .9)}, sizes={"nano": {"model.fusion_layer": 1}}),
+    "gpu": Scale(**_recipes("gpu"), clips=(20_000, 2_000), seeds=5, compared={"epochs": 50}, epochs=(10, 25), masks={"video": (.6, .75), "audio": (.3, .7)}, sizes={"mini": {"model.fusion_layer": 2}}, threads=4, gpus=1),
     "paper": Scale(**_recipes("paper"), clips=None, seeds=1, compared={"model.size": "base", "model.fusion_layers": 2, "epochs": 200}, compared_classifier={"model.size": "base", "model.fusion_layer": 8},
-                   epochs=(50, 100, 400), masks=(.5, .7), sizes={"large": {"model.fusion_layer": 16}}, threads=8, gpus=8),
+                   epochs=(50, 100, 400), masks={"video": (.75, .95), "audio": (.3, .7)}, sizes={"large": {"model.fusion_layer": 16}}, threads=8, gpus=8),
 }
 
 # %% ../../nbs/train/09_grid.ipynb #ca4b73b9
@@ -90,7 +90,7 @@ def variations(scale: Scale) -> list[Experiment]:
     sizes = [vary(f"size_{size}", _model(size=size), BOTH, classifier=_model(size=size) | changes) for size, changes in scale.sizes.items()]
     scratch = [Experiment(name=f"scratch_{size}", classifier=_model(size=size) | changes, finetune={"vggsound": BOTH}) for size, changes in scale.sizes.items()]
     return [vary("inpainting", _model(objective="inpainting")), *(vary(f"only_{m}", _model(modalities=(m,), encoder="shared"), (m,)) for m in ("audio", "video")),
-            *(vary(f"mask_{m}_{round(100 * share)}", ratio(m, share), BOTH) for m in ("video", "audio") for share in scale.masks),
+            *(vary(f"mask_{m}_{round(100 * share)}", ratio(m, share), BOTH) for m, shares in scale.masks.items() for share in shares),
             *(vary(f"epochs_{n}", {"epochs": n, "steps": None}) for n in scale.epochs), *sizes, *scratch]
 
 def grid(scale: str) -> list[Experiment]:

@@ -85,13 +85,13 @@ def smoke_epic_kitchens_finetune() -> FinetuneRecipe:
 MINI_CLIPS = dict(frames=8, stride=5, resize=80, size=64, samples=25_600)   # 1.6 s of both: 64 and 40 tokens
 MINI_FRONTEND = FrontendConfig(mels=64, log_offset=1e-5, mean=-2.22, std=2.38)   # of the 1440 training clips of mini VGGSound
 MINI = dict(scale="mini", clips=ClipConfig(**MINI_CLIPS), frontend=MINI_FRONTEND, batch_size=8, cache=True)
-MINI_PRETRAIN = dict(model=AVMAEConfig(size="mini", fusion_layers=1, mask_ratio={"video": .6, "audio": .6}), optim=OptimConfig(lr=2e-3, warmup_epochs=2),
-                     epochs=36, checkpoint_every=900, **MINI)
+MINI_PRETRAIN = dict(model=AVMAEConfig(size="mini", fusion_layers=1, mask_ratio={"video": .6, "audio": .6}), optim=OptimConfig(lr=1e-3, warmup_epochs=2),
+                     epochs=24, checkpoint_every=900, **MINI)
 MINI_FINETUNE = dict(optim=OptimConfig(lr=1e-3, warmup_epochs=2, layer_decay=.75, clip=1.), checkpoint_every=150, **MINI)
 
 @recipe
 def mini_vggsound_pretrain() -> PretrainRecipe:
-    "Data: mini VGGSound, 1440 clips of 2 s without their labels. Cost: six minutes on one core. Score: see `mini_vggsound_finetune`."
+    "Data: mini VGGSound, 1440 clips of 2 s without their labels. Cost: five minutes on one core. Score: see `mini_vggsound_finetune`."
     return PretrainRecipe(corpus=generated("mini", "vggsound"), **MINI_PRETRAIN)
 
 @recipe
@@ -102,7 +102,7 @@ def mini_vggsound_finetune() -> FinetuneRecipe:
 
 @recipe
 def mini_audioset_pretrain() -> PretrainRecipe:
-    "Data: mini AudioSet, the 1440 clips of its 2M list without their labels. Cost: six minutes on one core. Score: see `mini_audioset_finetune`."
+    "Data: mini AudioSet, the 1440 clips of its 2M list without their labels. Cost: five minutes on one core. Score: see `mini_audioset_finetune`."
     return PretrainRecipe(corpus=generated("mini", "audioset"), **MINI_PRETRAIN)
 
 @recipe
