@@ -1,8 +1,12 @@
 "What keeps a stored benchmark honest: it names its commit, was measured at full size, and its verdicts follow from its figures."
-import json, re
+import json, multiprocessing, re, sys
 from pathlib import Path
 import pandas as pd
 import pytest
+import torch
+from avmae.data.clips import ClipConfig, ClipDataset, Sample
+from avmae.data.loader import make_loader
+from avmae.data.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs"/"benchmarks").glob("*.ipynb"))
@@ -44,3 +48,40 @@ def test_table_shows_the_stored_figures(stored):
     for row in stored.itertuples():
         assert shown[row.figure] == "not measured" if pd.isna(row.value) else abs(float(shown[row.figure]) - row.value) <= .051, row.figure
     assert stored["commit"][0] in text and stored["processor"][0] in text
+
+class Leaky(ClipDataset):
+    "Makes its samples up, and keeps `kept` bytes of each in the process that reads it."
+    kept, all_kept = 0, []
+
+    def repeated(self, key):
+        self.all_kept.append(b"x" * self.kept)
+        return [Sample(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(1600), [], self.id(key[1]))]
+
+def measure_of_the_notebook():
+    "Its own `watched` and `growth`."
+    cells = ["".join(cell["source"]) for cell in json.loads((ROOT/"nbs"/"benchmarks"/"data.ipynb").read_text(encoding="utf-8"))["cells"]]
+    names = {"re": re, "Path": Path, "multiprocessing": multiprocessing, "pd": pd}
+    exec(next(cell for cell in cells if cell.startswith("def held(")), names)
+    return names["watched"], names["growth"]
+
+def grown(kept_by_workers, kept_by_main, reads=600):
+    "MB that are said to leak of `reads` clips."
+    watched, growth = measure_of_the_notebook()
+    manifest = Manifest.from_columns("corpus", {"id": list("abcd"), "path": list("abcd"), "status": ["ok"] * 4})
+    dataset = Leaky(manifest, ClipConfig(frames=2, size=64, resize=64, samples=1600), train=True, progress=False)
+    dataset.kept, batches, kept = kept_by_workers, iter(make_loader(dataset, 4, workers=2)), []
+
+    def read(done):
+        batch = next(batches)
+        batch.video.max()
+        if kept_by_main: kept.append(batch)
+        return len(batch.ids)
+    return growth(watched(read, reads, looks=40))
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process holds")
+def test_growth_is_none_of_a_sound_loader_and_that_of_a_leak():
+    assert abs(grown(0, False)) < 5
+    expected = .8 * 600 * 2**17 / 2**20   # from the middle of the second tenth to that of the last
+    assert .9 * expected < grown(2**17, False) < 1.2 * expected
+    batch = 4 * (2 * 3 * 64 * 64 + 4 * 1600)
+    assert grown(0, True) > .8 * .8 * 150 * batch / 2**20

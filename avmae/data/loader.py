@@ -123,9 +123,9 @@ class TooManyFailures(RuntimeError):
 
 
 @functools.cache
-def _memory():
-    # decoders leave the heap in pieces that glibc keeps, a hundred megabytes in each process
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+def _memory(name):
+    "A function of glibc's allocator, or one that does nothing where there is another allocator."
+    return getattr(ctypes.CDLL(None), name, None) or (lambda *_: 0) if sys.platform == "linux" else lambda *_: 0
 
 
 class _Tolerant(Dataset):
@@ -142,12 +142,16 @@ class _Tolerant(Dataset):
     def _tidy(self, clips):
         self.read += clips
         if self.read >= 64 and get_worker_info():   # the training process has a use for its heap
-            self.read, give_back = 0, _memory()
-            if give_back: give_back(0)
+            self.read = 0
+            _memory("malloc_trim")(0)   # decoders leave the heap in pieces that glibc would keep
 
 
-def _leave_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all; the training process decides, and needs its batch
+    # Left alone, glibc learns to put blocks of up to 32 MB on the heap as well, with holes between them: 410 MB for 190 in use. Here those of 4 MB
+    # and more get pages of their own, and it stays at 285; from 1 MB on it would be 230, for 6 % more processor time.
+    _memory("mallopt")(-3, 4 << 20)    # M_MMAP_THRESHOLD
+    _memory("mallopt")(-1, 64 << 20)   # M_TRIM_THRESHOLD: glibc's 128 kB holds again once a threshold is set, and would trim with every clip
 
 
 class Loader:
@@ -159,7 +163,7 @@ class Loader:
         collate = Collate(dataset.config, len(dataset.classes), dataset.multilabel)
         # its own generator, since the default would draw a seed from the one that training uses
         self.loader = DataLoader(_Tolerant(dataset), batch_sampler=batches, num_workers=workers, collate_fn=collate,
-                                 pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_leave_signals)
+                                 pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_start_worker)
 
     def __len__(self) -> int: return len(self.batches)
 
