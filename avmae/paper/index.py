@@ -18,7 +18,7 @@ def makers(notebooks: str | Path) -> dict[str, Path]:
     for path in sorted((path for path in Path(notebooks).glob("*.ipynb") if path.name.startswith(("table_", "figure_"))), reverse=True):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        made |= dict.fromkeys(re.findall(r'"((?:table|figure|claims|runs)[\w.]*)"', code), path)
+        made |= dict.fromkeys(re.findall(r'"((?:table|figure)_\w+|\w+\.(?:csv|md|mp4|wav))"', code), path)
     return made
 
 # %% ../../nbs/paper/06_index.ipynb #01977136

@@ -82,4 +82,5 @@ def inputs(run: dict | pd.Series) -> str:
 def finetuned(runs: pd.DataFrame) -> pd.DataFrame:
     "The finetuning runs, with the columns `start` and `inputs`."
     chosen = runs[runs["kind"] == "finetune"].reset_index(drop=True)
-    return chosen.assign(start=chosen.apply(start, axis=1), inputs=chosen.apply(inputs, axis=1))
+    rows = chosen.to_dict("records")
+    return chosen.assign(start=[start(run) for run in rows], inputs=[inputs(run) for run in rows])
