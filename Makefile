@@ -1,9 +1,15 @@
 # Everything starts here, on a machine that has Python 3.11 or newer, git and make, and nothing else:
 #   make reproduce   the main job: corpus, pretraining, finetuning, table, figure (SCALE=mini by default; done work is kept)
+#   make paper       every table and figure of the paper (SCALE=smoke, mini, gpu or paper; SEEDS=1 for a first look; DRY=1 only lists the jobs)
 #   make test        everything that proves the project
 #   make readme      README.md from nbs/index.ipynb            make notebooks   re-execute the stored notebooks
-#   make lab         JupyterLab on the notebooks               make clean       forget the results of SCALE (not .venv)
+#   make lab         JupyterLab on the notebooks               make docs        the notebooks as a site, in _site/html
+#   make clean       forget the results of SCALE (not .venv)
 SCALE ?= mini
+SEEDS ?=
+DRY ?=
+PROFILE ?=
+GPUS ?= 1
 CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTHON ?=
 VENV := .venv
@@ -11,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LIMIT = $(shell command -v timeout >/dev/null 2>&1 && echo timeout -k 10)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test readme notebooks lab clean
+.PHONY: help reproduce paper test readme notebooks docs lab clean
 .DELETE_ON_ERROR:
 
 # One thread per process: `make` runs as many processes as there are cores, and sums keep the same order everywhere.
@@ -21,7 +27,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 # .venv/.installing stands while an installation is under way; where it is found again, that one was cut off and nothing
 # in the folder can be trusted. An environment made by hand carries no mark and is only added to.
@@ -35,22 +41,22 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	    mkdir -p $(VENV) && touch $(VENV)/.installing && "$$python" -m venv $(VENV); fi
 	@touch $(VENV)/.installing
 	@echo "Installing avmae and what it needs into $(VENV) (once; minutes, depending on the network) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@rm $(VENV)/.installing && touch $@
 
 # --nolock: the Snakefile has a lock of its own, which a killed process cannot leave behind. A job is done again when an
 # input is newer or its parameters or its notebook's code changed (Snakefile), not when the text around them did.
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --nolock --rerun-incomplete --keep-incomplete \
-    --rerun-triggers mtime params --scheduler greedy --quiet host progress
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --resources gpu=$(GPUS) --config scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) goal=$@ --nolock --rerun-incomplete \
+    --keep-incomplete --rerun-triggers mtime params --scheduler greedy --quiet host progress $(if $(PROFILE),--profile $(PROFILE)) $(if $(DRY),--dry-run)
 
-reproduce: $(INSTALLED)
+reproduce paper: $(INSTALLED)
 	@mkdir -p runs/$(SCALE)
 	@$(SNAKEMAKE) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log | grep -vE '^(Elapsed time|WorkflowError|At least one job|--keep-incomplete)' >&2; \
 	    echo "Not finished: put right what is said above and run it again; what is done is kept." >&2; exit 1; }
-	@[ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
-	@echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
+	@$(if $(DRY),exit 0;) [ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
+	@$(if $(DRY),exit 0;) echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
 
-README.md: nbs/index.ipynb paper_figures/mini/runs.csv | $(INSTALLED)
+README.md: nbs/index.ipynb paper_figures/mini/reproduce.csv | $(INSTALLED)
 	@$(BIN)/python .ci/execute.py nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py
 
@@ -67,8 +73,11 @@ notebooks: $(INSTALLED)
 	@$(BIN)/python .ci/execute.py
 	@$(BIN)/python .ci/readme.py
 
+docs: $(INSTALLED)
+	@$(BIN)/python .ci/book/build.py
+
 lab: $(INSTALLED)
-	@$(BIN)/jupyter lab --notebook-dir=nbs
+	@$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 clean:
 	rm -rf runs/$(SCALE) .snakemake .pytest_cache build dist *.egg-info

@@ -8,8 +8,7 @@ __all__ = ['Recipe', 'Run', 'Set', 'Start', 'Device', 'Processes', 'Runs', 'Wind
            'Shards', 'Twice', 'Download', 'Dry', 'Workers', 'Some', 'Written', 'Videos', 'OneVideo', 'Labels', 'Spread',
            'Tokens', 'Sound', 'Hidden', 'Batch', 'Threads', 'Table', 'Parquet', 'Film', 'DEMO', 'DEMO_PRETRAINED',
            'Finetuned', 'Pretrained', 'COMMANDS', 'mini', 'prepare', 'statistics', 'recipes', 'pretrain', 'finetune',
-           'evaluate', 'convert', 'predict', 'features', 'reconstruct', 'UsageError', 'gather_overrides', 'field_notes',
-           'corpus_options', 'recipe_options', 'main']
+           'evaluate', 'convert', 'predict', 'features', 'reconstruct', 'main']
 
 # %% ../nbs/cli.ipynb #8c7d1df6
 import difflib, errno, os, re, sys, warnings
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
+from .options import UsageError, corpus_of, corpus_options, gather_overrides, pairs, recipe_named, recipe_options
 
 # %% ../nbs/cli.ipynb #2b23a819
 def _option(kind: object, metavar: str, help: str, default: str = "") -> object:
@@ -88,7 +88,7 @@ def prepare(root: Media, out: Folder, set: Columns = (), short_side: Short = 256
     from avmae.data.prepare import prepare as work
     from avmae.train.feed import open_manifest
     if download: os.makedirs(root, exist_ok=True)   # all may be missing
-    manifest = open_manifest(_corpus(root, _pairs(set)))
+    manifest = open_manifest(corpus_of(root, pairs(set)))
     config = PrepareConfig(short_side=short_side, fps=fps, min_seconds=min_seconds, shard_clips=shard_clips, keep_duplicates=keep_duplicates)
     if dry_run: return print(estimate(manifest, out, config, workers=workers))
     prepared = work(manifest, out, config, workers=workers, download=YOUTUBE if download == "youtube" else download)
@@ -97,7 +97,7 @@ def prepare(root: Media, out: Folder, set: Columns = (), short_side: Short = 256
 def statistics(recipe: Recipe, set: Set = (), clips: Some = None, out: Written = None) -> None:
     "Measure mean and standard deviation of the spectrograms that a recipe trains on, and print the options that put them into a recipe."
     from avmae.train.statistics import corpus_statistics
-    wanted = _recipe(recipe, _pairs(set))
+    wanted = recipe_named(recipe, pairs(set))
     found, path = corpus_statistics(wanted, clips), out or os.path.join(wanted.corpus.root, "statistics.json")
     found.save(path)
     print(f"{path}: {found.clips:,} of {found.asked:,} training clips were heard{_left_out(found.left_out)}. To train with their statistics:\n{found.options}")
@@ -109,11 +109,11 @@ def recipes() -> None:
 
 def pretrain(recipe: Recipe, run: Run = None, set: Set = (), device: Device = None, processes: Processes = 1) -> None:
     "Pretrain a masked autoencoder, then score it on the test clips. Continues an unfinished run."
-    _run("pretrain", recipe, run, _pairs(set), device, processes)
+    _run("pretrain", recipe, run, pairs(set), device, processes)
 
 def finetune(recipe: Recipe, run: Run = None, init_from: Start = None, set: Set = (), device: Device = None, processes: Processes = 1) -> None:
     "Finetune a classifier, then score it on the test clips. Continues an unfinished run."
-    _run("finetune", recipe, run, {"init_from": init_from, **_pairs(set)} if init_from else _pairs(set), device, processes)
+    _run("finetune", recipe, run, {"init_from": init_from, **pairs(set)} if init_from else pairs(set), device, processes)
 
 def evaluate(runs: Runs, windows: Windows = None, split: Split = None, root: Root = None, device: Device = None) -> None:
     "Score finished runs on their test clips and write the result into their run.json."
@@ -158,30 +158,11 @@ def reconstruct(video: OneVideo, out: Film, model: Pretrained = None, sound: Sou
 COMMANDS: dict[str, Callable] = {f.__name__: f for f in (mini, prepare, statistics, recipes, pretrain, finetune, evaluate, predict, features, reconstruct, convert)}
 
 # %% ../nbs/cli.ipynb #fd6e2e31
-class UsageError(ValueError):
-    "The command asks for something that does not exist."
-
-def _pairs(given: tuple[str, ...]) -> dict[str, str]:
-    for text in given:
-        if "=" not in text: raise UsageError(f"--set takes KEY=VALUE, not {text!r}.")
-    return dict(text.split("=", 1) for text in given)
-
-def _recipe(name: str, overrides: dict[str, str]) -> object:
-    from avmae.train.recipes import get_recipe
-    try: return get_recipe(name, **overrides)
-    except ValueError as error: raise UsageError(str(error)) from None
-
-def _corpus(root: str, given: dict[str, str]) -> object:
-    from avmae.train.recipes import CorpusConfig, convert
-    table = {"csv": "labels.csv", "manifest": "manifest.parquet"}.get(given.get("format", ""))
-    try: return convert({"root": root, **({"csv": table} if table else {}), **given}, CorpusConfig, "corpus")
-    except ValueError as error: raise UsageError(str(error)) from None
-
 def _left_out(reasons: dict[str, int]) -> str:
     return f" (left out: {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
 
 def _run(kind: str, name: str, run: str | None, overrides: dict[str, str], device: str | None, processes: int) -> None:
-    recipe = _recipe(name, overrides)
+    recipe = recipe_named(name, overrides)
     if recipe.kind != kind: raise UsageError(f"{name} is a recipe for `avmae {recipe.kind}`, not for `avmae {kind}`.")
     from avmae.train.launch import launch
     folder = run or os.path.join("runs", recipe.scale, name)
@@ -216,56 +197,11 @@ def _tell(failures: list, files: int) -> None:
     for failure in failures: print(f"avmae: {failure.id}: {failure.detail}.", file=sys.stderr)
     if failures: sys.exit(_say(f"{len(failures)} of {files} files could not be read.", 1))
 
-# %% ../nbs/cli.ipynb #9d264ee4
+# %% ../nbs/cli.ipynb #68de40a5
 def _own_options(command: str) -> set[str]:
     import inspect
     return {f"--{name.replace('_', '-')}" for name in inspect.signature(COMMANDS[command]).parameters} | {"--help"}
 
-def gather_overrides(command: str, args: list[str]) -> list[str]:
-    "`--optim.lr 1e-3` and `--optim.lr=1e-3` -> `--set optim.lr=1e-3`, all of them in one place at the end."
-    known, kept, pairs, rest = _own_options(command), [], [], list(args)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if word == "--set":
-            while rest and not rest[0].startswith("-"): pairs.append(rest.pop(0))
-        elif not word.startswith("--") or name in known: kept.append(word)
-        else:
-            if not equals and (not rest or rest[0].startswith("--")): raise UsageError(f"{name} needs a value.")
-            pairs.append(f"{name[2:].replace('-', '_')}={value if equals else rest.pop(0)}")
-    return kept + (["--set", *pairs] if pairs else [])
-
-# %% ../nbs/cli.ipynb #d7ccb3f9
-def field_notes(config: type, prefix: str = "") -> dict[str, str]:
-    "{dotted path: comment beside the field} of a config and all configs inside."
-    import dataclasses, inspect, typing
-    notes, hints = {}, typing.get_type_hints(config)
-    for base in reversed(config.__mro__[:-1]):
-        if dataclasses.is_dataclass(base): notes |= {prefix + k: note for k, note in re.findall(r"^    (\w+):.*?  # (.+)$", inspect.getsource(base), re.M)}
-    for field in dataclasses.fields(config):
-        if dataclasses.is_dataclass(hints[field.name]): notes |= field_notes(hints[field.name], f"{prefix}{field.name}.")
-    return notes
-
-def corpus_options() -> str:
-    "How the table of a corpus is read: every option with its default and meaning, one a line."
-    import dataclasses
-    from avmae.train.recipes import CorpusConfig
-    notes, chosen_later = field_notes(CorpusConfig), ("root", "train_split", "test_split", "labels_per_class", "label_seed")
-    fields = [field for field in dataclasses.fields(CorpusConfig) if field.name not in chosen_later]
-    show = lambda value: "null" if value is None else str(value)
-    return "\n".join(f"  --{f.name.replace('_', '-')} {show(f.default)}".ljust(32) + f"  {notes.get(f.name, '')}".rstrip() for f in fields)
-
-def recipe_options(name: str) -> str:
-    "Every number of a recipe with its value and meaning, one a line."
-    from avmae.train.recipes import get_recipe
-    from avmae.train.record import dotted
-    recipe = get_recipe(name)
-    notes, values = field_notes(type(recipe)), dotted(recipe.to_dict())
-    show = lambda value: ",".join(map(str, value)) if isinstance(value, tuple) else "null" if value is None else str(value)
-    note = lambda path: notes.get(path) or notes.get(path.rpartition(".")[0], "")
-    return "\n".join(f"  --{path} {show(value)}".ljust(44) + f"  {note(path)}".rstrip() for path, value in values.items() if path != "name")
-
-# %% ../nbs/cli.ipynb #68de40a5
 def _parse(args: list[str]) -> None:
     command = args[0] if args else ""
     if command and not command.startswith("-") and command not in COMMANDS:
@@ -274,7 +210,7 @@ def _parse(args: list[str]) -> None:
     names = [word for word in args[1:] if not word.startswith("-")]
     open_ended = command in ("pretrain", "finetune", "statistics", "prepare")   # with options that only a recipe or a corpus knows
     asked = open_ended and {"--help", "-h"} & set(args)
-    if open_ended and not asked: args = [command, *gather_overrides(command, args[1:])]
+    if open_ended and not asked: args = [command, *gather_overrides(_own_options(command), args[1:])]
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args or ["--help"], prog="avmae", sort_subcommands=False,
                                               description="Audiovisual masked autoencoders: pretrain, finetune, evaluate, and use on own videos.")
     finally:

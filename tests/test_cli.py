@@ -2,7 +2,8 @@
 import errno, inspect, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
-from avmae.cli import COMMANDS, gather_overrides, main, recipe_options
+from avmae.cli import COMMANDS, main
+from avmae.options import gather_overrides, recipe_options
 from avmae.data.mini import write_mini_audioset, write_mini_epic_kitchens, write_mini_vggsound
 from avmae.train.feed import write_smoke_corpus
 from avmae.train.recipes import RECIPES, get_recipe
@@ -108,7 +109,7 @@ def test_convert(avmae, tmp_path):
     assert avmae("convert", "finetuned", "x.safetensors", "--fusion-layer", 1)[0] == 1
 
 def test_options_of_a_recipe_become_overrides():
-    told = gather_overrides("finetune", ["r", "--optim.lr", "-1", "--run=x", "--clips.flip=0", "--set", "a=1", "b=2", "--init-from", "y", "--device", "cpu"])
+    told = gather_overrides({"--run", "--init-from", "--device"}, ["r", "--optim.lr", "-1", "--run=x", "--clips.flip=0", "--set", "a=1", "b=2", "--init-from", "y", "--device", "cpu"])
     assert told == ["r", "--run=x", "--init-from", "y", "--device", "cpu", "--set", "optim.lr=-1", "clips.flip=0", "a=1", "b=2"]
 
 def test_pretrain_finetune_evaluate(avmae, corpus, tmp_path):

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torchaudio
 
-from avmae.data.codec import Painter, decode_in_order, open_container, pictures_in_order, scaled, shown_at
-from avmae.data.media import Media, MediaError, probe, read_audio, read_clip, read_video, write_clip
+from avmae.data.codec import decode_in_order, open_container
+from avmae.data.frames import Painter, pictures_in_order, scaled, shown_at
+from avmae.data.info import probe
+from avmae.data.media import Media, MediaError, read_audio, read_clip, read_video, write_clip
 
 SHARED = Path(__file__).parents[1] / "../shared"
 CLIPS = SHARED / "clips"
@@ -97,7 +99,7 @@ def test_pictures_are_those_that_were_written(film):
 
 def test_quick_way_decodes_less(film, monkeypatch):
     shown = []
-    monkeypatch.setattr("avmae.data.codec.Painter.__call__", lambda self, frame, paint=Painter.__call__: shown.append(frame.pts) or paint(self, frame))
+    monkeypatch.setattr("avmae.data.frames.Painter.__call__", lambda self, frame, paint=Painter.__call__: shown.append(frame.pts) or paint(self, frame))
     read_video(film, [1., 1.16, 1.32, 1.16])
     assert len(shown) == 3   # a picture asked for twice is made once; none in between is converted
 

@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np, pytest
 from avmae.data import mini, scenes
 from avmae.data.corpora import read_audioset, read_epic_kitchens
-from avmae.data.media import probe, read_clip
+from avmae.data.info import probe
+from avmae.data.media import read_clip
 
 
 def test_content_follows_from_seed_split_and_number_alone(tmp_path):

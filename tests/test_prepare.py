@@ -7,17 +7,18 @@ import numpy as np, pytest, torch
 from avmae.cli import main
 from avmae.data.clips import ClipConfig, ClipDataset
 from avmae.data.codec import MediaError, open_container, within_tar
+from avmae.data.corpora import read_audioset
 from avmae.data.crew import Crew
 from avmae.data.fetch import fetch, origin
+from avmae.data.info import probe
 from avmae.data.loader import make_loader
 from avmae.data.manifest import Manifest
-from avmae.data.media import Media, probe, read_clip, write_clip
-from avmae.data.corpora import read_audioset
+from avmae.data.media import Media, read_clip, write_clip
 from avmae.data.mini import write_mini_audioset, write_mini_vggsound
 from avmae.data.prepare import PrepareConfig, cut_clip, estimate, plan, prepare
 from avmae.data.shards import member_name, read_member, write_tar
-from avmae.train.feed import open_manifest
 from avmae.train.config import CorpusConfig
+from avmae.train.feed import open_manifest
 
 SMALL = PrepareConfig(short_side=32, shard_clips=6)
 

@@ -10,8 +10,9 @@ from avmae.data.clips import ClipConfig, ClipDataset
 from avmae.data.codec import MediaError
 from avmae.data.corpora import read_audioset, read_epic_kitchens, read_vggsound
 from avmae.data.crew import Crew, Lost
+from avmae.data.info import probe
 from avmae.data.manifest import Manifest
-from avmae.data.media import probe, read_audio, read_video
+from avmae.data.media import read_audio, read_video
 from avmae.data.prepare import PrepareConfig, cut_clip
 
 SHARED = Path(__file__).parents[1] / "../shared"

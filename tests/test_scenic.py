@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from avmae import AVMAE, AVClassifier, AVClassifierConfig, AVMAEConfig
+from avmae.flax import MAX_ENTRIES
 from avmae.hub import load
 from avmae.model.encoders import ENCODERS
 from avmae.model.tokens import patchify
-from avmae.scenic import (MAX_ENTRIES, ScenicError, avmae_from_scenic, classifier_from_scenic, convert, read_checkpoint,
-                          scenic_keys, to_torch)
+from avmae.scenic import ScenicError, avmae_from_scenic, classifier_from_scenic, convert, read_checkpoint, scenic_keys, to_torch
 from avmae.train.weights import load_model
 from published import PUBLISHED, finetuned, pretrained, train_state, write
 

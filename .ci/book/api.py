@@ -29,7 +29,7 @@ def public(module: Module) -> list[str]:
 def borrowed(module: Module) -> dict[str, str]:
     "Public names that another module of the library defines, with their full names there."
     package, found = module.name.split(".")[:-1], {}
-    for node in ast.walk(module.tree):
+    for node in module.tree.body:
         if isinstance(node, ast.ImportFrom):
             start = package[:len(package) - node.level + 1] if node.level else []
             found |= {alias.asname or alias.name: ".".join([*start, *filter(None, [node.module]), alias.name]) for alias in node.names}

@@ -2,7 +2,7 @@
 
 Each chapter is its notebook without hidden cells and directive lines; its module, its tests and its neighbours are linked from what
 the files themselves say. The pages are laid out in _site/source, where Sphinx renders what changed since the last time."""
-import ast, json, posixpath, re, subprocess, sys
+import ast, functools, json, posixpath, re, subprocess, sys
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -52,6 +52,7 @@ class Book:
         cells = json.loads((ROOT/"nbs"/chapter.path).read_text(encoding="utf-8"))["cells"]
         return self.modules_in("\n".join(line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines() if line[:1] not in "%!"))
 
+    @functools.cache
     def tests_of(self, chapter: Chapter) -> list[str]:
         "The tests that import or name a chapter's module, or that name a notebook without one."
         if chapter.module: return [stem for stem, modules in self.tested.items() if chapter.module in modules]
@@ -130,7 +131,7 @@ def toctree(*pages: str, caption: str = "", hidden: bool = True) -> str:
 def wing(name: str, listed: list[Chapter]) -> str:
     "The first page of a wing: its chapters, each with its subtitle."
     title, explained = WINGS.get(name, (name, ""))
-    lines = [f"1. [{chapter.title}](/{chapter.path}): {chapter.subtitle[0].lower() + chapter.subtitle[1:]}" for chapter in listed]
+    lines = [f"1. [{chapter.title}](/{chapter.path}): {chapter.subtitle}" for chapter in listed]
     return "\n\n".join([f"# {title}", f"> {explained[:1].upper()}{explained[1:]}", "\n".join(lines), toctree(*(f"/{chapter.path}" for chapter in listed))]) + "\n"
 
 def module_page(book: Book, name: str) -> str:

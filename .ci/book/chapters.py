@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-# A folder of nbs/: its title and what it explains. "." are the notebooks beside index.ipynb, which have no numbers to sort by.
+# A folder of nbs/: its title and what it explains. "." are the notebooks beside index.ipynb.
 WINGS = {
     "data": ("Data", "media files and official lists become clips and batches; the miniature corpora; what broken files do"),
     "model": ("Model", "from pixels and samples to tokens, masks, four encoders, three decoders, the autoencoder, the classifier"),
@@ -13,7 +13,8 @@ WINGS = {
     "experiments": ("Experiments", "the papermill notebooks; by default each runs in seconds"),
     "benchmarks": ("Benchmarks", "how fast clips are read and steps are taken, beside other libraries"),
     ".": ("Own videos", "trained models on your own files, saving and sharing them; the authors' weights, and how closely all this agrees with their code")}
-BESIDE_INDEX = ("hub", "videos", "images", "card", "cli", "scenic", "fidelity")   # others follow, by name
+# Notebooks without a number in their name, in their folders; what stands neither here nor has a number follows by name.
+UNNUMBERED = ("pretrain", "finetune", "evaluate", "hub", "videos", "images", "card", "cli", "scenic", "fidelity")
 
 class Chapter(NamedTuple):
     "One notebook: its path in nbs/, its title and subtitle, and the module that it exports, if any."
@@ -31,9 +32,8 @@ def read(path: Path) -> Chapter:
     return Chapter(name, opening[1], opening[2], f"avmae.{exports[1]}" if exports else None)
 
 def place(path: Path) -> tuple:
-    "By name within a folder, but the notebooks beside index.ipynb in the order of BESIDE_INDEX."
-    known = path.parent.name == "nbs" and path.stem in BESIDE_INDEX
-    return (BESIDE_INDEX.index(path.stem) if known else len(BESIDE_INDEX), path.name)
+    "What sorts the notebooks of a folder."
+    return (UNNUMBERED.index(path.stem) if path.stem in UNNUMBERED else len(UNNUMBERED), path.name)
 
 def chapters() -> dict[str, list[Chapter]]:
     "Every notebook but the index, by wing, in reading order; a folder that WINGS does not know comes last, under its own name."

@@ -21,7 +21,8 @@ from torchvision.transforms.v2 import functional as vision
 from tqdm.auto import tqdm
 
 from .augment import check_range, scale_jitter
-from .codec import MediaError, shown_at
+from .codec import MediaError
+from .frames import shown_at
 from .manifest import Manifest
 from .media import Clip, Media, wrapped
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .codec import MediaError, within_tar
-from .media import probe
+from .info import probe
 from .shards import file_digest, whole
 
 # %% ../../nbs/data/01_manifest.ipynb #a697a30e

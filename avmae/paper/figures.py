@@ -30,9 +30,10 @@ class Reconstruction:
     original: ndarray
     prediction: ndarray
     hidden: ndarray         # bool [t,h,w] or [f,m], 1 = hidden
+    made: ndarray | None = None   # bool likewise, where the prediction is shown, and nothing elsewhere; None: in the holes of the original
 
     def __post_init__(self):
-        if self.original.shape != self.prediction.shape or self.hidden.shape != self.original.shape[:self.hidden.ndim]:
+        if self.original.shape != self.prediction.shape or any(where.shape != self.original.shape[:where.ndim] for where in (self.hidden, self.made) if where is not None):
             raise ValueError(f"original {self.original.shape}, prediction {self.prediction.shape} and hidden {self.hidden.shape} do not match.")
 
     @property
@@ -40,18 +41,18 @@ class Reconstruction:
         "Whether this is a video: three axes of pixels, then colours."
         return self.hidden.ndim == 3
 
-    def _where_hidden(self, instead) -> ndarray:
-        return np.where(self.hidden[..., None] if self.is_video else self.hidden, instead, self.original)
+    def _where(self, mask: ndarray, there, elsewhere) -> ndarray:
+        return np.where(mask[..., None] if self.is_video else mask, there, elsewhere)
 
     @property
     def visible(self) -> ndarray:
         "What the model was given; NaN where it was given nothing."
-        return self._where_hidden(np.nan)
+        return self._where(self.hidden, np.nan, self.original)
 
     @property
     def completed(self) -> ndarray:
-        "The original with the prediction in its holes."
-        return self._where_hidden(self.prediction)
+        "The original with the prediction in its holes; with `made` the prediction alone, NaN where there is none."
+        return self._where(self.hidden, self.prediction, self.original) if self.made is None else self._where(self.made, self.prediction, np.nan)
 
 # %% ../../nbs/paper/02_figures.ipynb #cec2a802
 ROWS = {"original": "original", "visible": "shown to\nthe model", "completed": "completed\nby the model"}
@@ -64,17 +65,17 @@ def _spectrogram(axis, picture: ndarray, limits: tuple[float, float]) -> None:
     colours = matplotlib.colormaps["magma"].with_extremes(bad=HIDDEN)
     axis.imshow(np.ma.masked_invalid(picture.T), origin="lower", aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest", clip_on=False)
 
-def _draw_clip(axes, clip: dict[str, Reconstruction], frames: Sequence[int]) -> None:
-    for row, view in zip(axes, ROWS):
+def _draw_clip(axes, clip: dict[str, Reconstruction], frames: Sequence[int], words: dict[str, str]) -> None:
+    for row, view in zip(axes, words):
         if "video" in clip:
             for axis, t in zip(row, frames): _frame(axis, getattr(clip["video"], view)[t])
         if "audio" in clip:
             _spectrogram(row[-1], getattr(clip["audio"], view), np.quantile(clip["audio"].original, [.02, .998]))
-        row[0].set_ylabel(ROWS[view], rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(words[view], rotation=0, ha="right", va="center", fontsize=8)
     for axis in axes.ravel(): axis.set(xticks=[], yticks=[]); axis.spines[:].set_linewidth(.5)
 
-def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: int = 4, seconds: dict[str, float] | None = None, width: float = 7.) -> Figure:
-    "Three rows per clip {'video': ..., 'audio': ...}; `frames` of each video, evenly spread; `seconds` that each modality lasts, for the titles."
+def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: int = 4, seconds: dict[str, float] | None = None, width: float = 7., words: dict[str, str] = ROWS) -> Figure:
+    "Three rows per clip {'video': ..., 'audio': ...}, named by `words`; `frames` of each video, evenly spread; `seconds` that each modality lasts, for the titles."
     if not clips: raise ValueError("there is no clip to draw.")
     video, audio = ([clip[m] for clip in clips if m in clip] for m in ("video", "audio"))
     total = len(video[0].original) if video else 0
@@ -83,7 +84,7 @@ def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: in
     figure = Figure(figsize=(width, (width - 1.) / sum(ratios) * 3.15 * len(clips) + .4), layout="constrained")
     for block, clip in zip(np.ravel(figure.subfigures(len(clips), 1)), clips):
         axes = block.subplots(3, len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, "wspace": .03, "hspace": .03})
-        _draw_clip(axes, clip, chosen)
+        _draw_clip(axes, clip, chosen, words)
         if clip is clips[0]: _titles(axes[0], chosen, total, seconds, bool(audio))
     return figure
 
