@@ -367,7 +367,8 @@ def test_index_lists_every_file_and_its_links_lead_somewhere(folder, tmp_path):
     for run in load_records(copy/"runs.csv").to_dict("records"):
         row, = [line for line in page.splitlines() if line.startswith(f"| {run['run']} |")]
         assert all(str(value) in row for value in (run["recipe"], run["config_hash"], run["manifest.hash"], run["git"][:10], run["hardware"], f"{run['seconds']:,.0f}"))
-        assert "of {:,} test".format(run["manifest.coverage.test"][1]) in row
+        split = run["config.corpus.test_split"]
+        assert f"of {run[f'manifest.coverage.{split}'][1]:,} {split}" in row
 
 def test_index_does_not_depend_on_the_order_of_files_and_copes_with_few(tmp_path):
     names = ["table_b.md", "table_a.md", "figure_c.png", "figure_c.svg", "clip.mp4", "claims.md"]
