@@ -31,9 +31,11 @@ class Reconstruction:
     prediction: ndarray
     hidden: ndarray         # bool [t,h,w] or [f,m], 1 = hidden
     made: ndarray | None = None   # bool likewise, where the prediction is shown, and nothing elsewhere; None: in the holes of the original
+    apart: ndarray | None = None  # with `made`: a second prediction, which knows nothing of this signal itself
 
     def __post_init__(self):
-        if self.original.shape != self.prediction.shape or any(where.shape != self.original.shape[:where.ndim] for where in (self.hidden, self.made) if where is not None):
+        whole, places = [x for x in (self.prediction, self.apart) if x is not None], [x for x in (self.hidden, self.made) if x is not None]
+        if any(x.shape != self.original.shape for x in whole) or any(x.shape != self.original.shape[:x.ndim] for x in places):
             raise ValueError(f"original {self.original.shape}, prediction {self.prediction.shape} and hidden {self.hidden.shape} do not match.")
 
     @property
@@ -53,6 +55,11 @@ class Reconstruction:
     def completed(self) -> ndarray:
         "The original with the prediction in its holes; with `made` the prediction alone, NaN where there is none."
         return self._where(self.hidden, self.prediction, self.original) if self.made is None else self._where(self.made, self.prediction, np.nan)
+
+    @property
+    def from_other(self) -> ndarray:
+        "The second prediction, NaN where there is none."
+        return self._where(self.made, self.apart, np.nan)
 
 # %% ../../nbs/paper/02_figures.ipynb #cec2a802
 ROWS = {"original": "original", "visible": "shown to\nthe model", "completed": "completed\nby the model"}
@@ -75,15 +82,15 @@ def _draw_clip(axes, clip: dict[str, Reconstruction], frames: Sequence[int], wor
     for axis in axes.ravel(): axis.set(xticks=[], yticks=[]); axis.spines[:].set_linewidth(.5)
 
 def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: int = 4, seconds: dict[str, float] | None = None, width: float = 7., words: dict[str, str] = ROWS) -> Figure:
-    "Three rows per clip {'video': ..., 'audio': ...}, named by `words`; `frames` of each video, evenly spread; `seconds` that each modality lasts, for the titles."
+    "A row per view of `words` for each clip {'video': ..., 'audio': ...}; `frames` of each video, evenly spread; `seconds` that each modality lasts, for the titles."
     if not clips: raise ValueError("there is no clip to draw.")
     video, audio = ([clip[m] for clip in clips if m in clip] for m in ("video", "audio"))
     total = len(video[0].original) if video else 0
     chosen = np.linspace(0, total - 1, min(frames, total)).round().astype(int) if video else []
     ratios = [1.] * len(chosen) + ([2.] if audio else [])
-    figure = Figure(figsize=(width, (width - 1.) / sum(ratios) * 3.15 * len(clips) + .4), layout="constrained")
+    figure = Figure(figsize=(width, (width - 1.) / sum(ratios) * 1.05 * len(words) * len(clips) + .4), layout="constrained")
     for block, clip in zip(np.ravel(figure.subfigures(len(clips), 1)), clips):
-        axes = block.subplots(3, len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, "wspace": .03, "hspace": .03})
+        axes = block.subplots(len(words), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, "wspace": .03, "hspace": .03})
         _draw_clip(axes, clip, chosen, words)
         if clip is clips[0]: _titles(axes[0], chosen, total, seconds, bool(audio))
     return figure
