@@ -1,6 +1,7 @@
 "Run records, tables and figures: on made-up runs, and on the committed ones where there are any."
-import ast, csv, dataclasses, hashlib, json, re, shutil
+import csv, dataclasses, hashlib, json, re, shutil, wave
 from pathlib import Path
+import matplotlib
 import matplotlib.text
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import papermill
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
+from avmae.data.media import Media
 from avmae.model.avmae import AVMAEConfig
 from avmae.model.decoders import DECODERS
 from avmae.model.encoders import ENCODERS
@@ -16,7 +18,7 @@ from avmae.paper.diagrams import decoders_figure, encoders_figure, hidden_patche
 from avmae.paper.figures import Reconstruction, pixel_mask, reconstruction_figure, save_figure
 from avmae.paper.index import index, write_index
 from avmae.paper.published import RECORDS, SOURCES, comparison, published
-from avmae.paper.runs import finetuned, flatten, load_records, read_run, read_runs, save_records
+from avmae.paper.runs import INPUTS, finetuned, flatten, load_records, read_run, read_runs, save_records
 from avmae.paper.tables import Difference, Estimate, Table, estimate, paired_difference, provenance, summarise, write_table
 from avmae.train.grid import SCALES, jobs
 from avmae.train.recipes import RECIPES
@@ -262,8 +264,8 @@ def test_claims_across_corpora_use_the_score_and_the_main_pretraining_of_each():
     assert {claim.score for claim in CLAIMS if claim.among["corpus"] == "audioset"} == {"result.mAP"}
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
-def test_claims_notebook_on_the_committed_records(folder, tmp_path):
-    execute("table_claims.ipynb", tmp_path, records=str(folder/"runs.csv"), out=str(tmp_path/"out"))
+def test_claims_notebook_on_the_committed_records(folder, tmp_path, monkeypatch):
+    run_cells("table_claims.ipynb", monkeypatch, records=str(folder/"runs.csv"), out=str(tmp_path/"out"))
     runs = with_pretraining(load_records(folder/"runs.csv"))
     stored = pd.read_csv(tmp_path/"out"/"table_claims.csv", keep_default_na=False)
     assert stored["verdict"].tolist() == [examine(claim, runs).verdict for claim in CLAIMS]
@@ -273,10 +275,10 @@ def grid_records(folder: Path, runs: pd.DataFrame) -> Path:
     "The records as a committed csv."
     return save_records(runs.assign(**{"manifest.coverage.test": [[200, 200]] * len(runs)}), folder/"runs.csv")
 
-def test_sota_tables_keep_ours_and_published_apart(tmp_path):
+def test_sota_tables_keep_ours_and_published_apart(tmp_path, monkeypatch):
     epic = [finetuning("main", seed, .2 + .01 * seed, corpus="epic_kitchens") | {"result.top1_verb": .5, "result.top1_noun": .4} for seed in range(2)]
     records = pd.concat([grid(), pd.DataFrame(epic, dtype=object)], ignore_index=True)
-    execute("table_sota.ipynb", tmp_path, records=str(grid_records(tmp_path, records)), out=str(tmp_path/"out"))
+    run_cells("table_sota.ipynb", monkeypatch, records=str(grid_records(tmp_path, records)), out=str(tmp_path/"out"))
     assert {path.stem for path in (tmp_path/"out").iterdir()} == {f"table_{kind}_{corpus}" for kind in ("sota", "ours") for corpus in ("vggsound", "audioset", "epic_kitchens")}
     ours = pd.read_csv(tmp_path/"out"/"table_ours_vggsound.csv").set_index(["row", "column"])
     expected = with_pretraining(grid()).query("source_run == 'main'")["result.top1"].astype(float)
@@ -289,9 +291,9 @@ def test_sota_tables_keep_ours_and_published_apart(tmp_path):
     quoted = pd.read_csv(tmp_path/"out"/"table_sota_vggsound.csv").set_index("method")
     assert quoted.loc["AV-MAE", ["audio", "video", "audio + video"]].tolist() == [57.2, 50.3, 65.0] and np.isnan(quoted.loc["MAViL", "audio"])
 
-def test_hyperparameters_are_those_of_the_recipes(tmp_path):
+def test_hyperparameters_are_those_of_the_recipes(tmp_path, monkeypatch):
     changed = grid().assign(recipe="smoke_pretrain", **{"config.optim.lr": .5, "config.epochs": 2})
-    execute("table_hyperparameters.ipynb", tmp_path, records=str(grid_records(tmp_path, changed)), out=str(tmp_path/"out"))
+    run_cells("table_hyperparameters.ipynb", monkeypatch, records=str(grid_records(tmp_path, changed)), out=str(tmp_path/"out"))
     tables = {kind: pd.read_csv(tmp_path/"out"/f"table_hyperparameters_{kind}ing.csv", index_col=0, dtype=str) for kind in ("pretrain", "finetun")}
     text = {kind: (tmp_path/"out"/f"table_hyperparameters_{kind}ing.md").read_text(encoding="utf-8") for kind in tables}
     for name, function in RECIPES.items():
@@ -346,8 +348,8 @@ def test_overview_is_of_two_modalities_that_are_reconstructed():
         with pytest.raises(ValueError, match=says): overview_figure(dataclasses.replace(DRAWN["mini"], **changes), GRIDS["mini"])
 
 @pytest.mark.parametrize("recipe", ["smoke_pretrain", "vggsound_pretrain"])
-def test_strategies_notebook_draws_any_recipe(recipe, tmp_path):
-    execute("figure_strategies.ipynb", tmp_path, recipe=recipe, out=str(tmp_path/"out"))
+def test_strategies_notebook_draws_any_recipe(recipe, tmp_path, monkeypatch):
+    run_cells("figure_strategies.ipynb", monkeypatch, recipe=recipe, out=str(tmp_path/"out"))
     assert {path.name for path in (tmp_path/"out").iterdir()} == {f"figure_{name}.{suffix}" for name in ("overview", "encoders", "decoders", "objectives") for suffix in ("png", "svg")}
 
 def links(page: str) -> list[str]:
@@ -433,28 +435,144 @@ def grids(tmp_path_factory) -> dict[str, Path]:
         save_records(pd.DataFrame([{"run": record["name"], **flatten(record)} for record in made_up_grid(scale)], dtype=object), folder/"runs.csv")
     return folders
 
-TABLES = {"table_strategies": 33, "table_objectives": 6, "table_modalities": 8, "table_modalities_audioset": 8, "table_masking": None, "table_size": 6, "table_length": None, "table_transfer": 15}   # numbers in each
+FROM_RECORDS = ("table_strategies", "table_objectives", "table_modalities", "table_masking", "table_size", "table_length", "table_transfer", "table_claims", "table_sota", "table_runs", "figure_epochs", "figure_masking")
+TABLES = {"table_strategies": 33, "table_objectives": 6, "table_modalities": 8, "table_modalities_audioset": 8, "table_size": 6, "table_length": 15, "table_transfer": 15}   # numbers in each, where the grid has two other lengths
+SCORE = {"AudioSet, mAP": "result.mAP", "noun": "result.top1_noun", "Epic-Kitchens-100, verb": "result.top1_verb"}   # of columns; else top-1
 
-def numbers(path: Path) -> dict[tuple[str, str], float]:
-    return pd.read_csv(path, dtype={"row": str}).set_index(["row", "column"])["mean"].to_dict()
+def make(records: Path, out: Path, monkeypatch, notebooks=FROM_RECORDS, **parameters) -> dict[str, dict]:
+    "What notebooks leave behind, by name; their files are in `out`."
+    return {name: run_cells(f"{name}.ipynb", monkeypatch, records=str(records), out=str(out), **parameters) for name in notebooks}
 
-def make_tables(records: Path, out: Path, monkeypatch) -> None:
-    "All tables and figures that are made from records alone."
-    for notebook in ABLATIONS: run_cells(f"{notebook}.ipynb", monkeypatch, records=str(records), out=str(out))
+@pytest.fixture(scope="module")
+def made(grids, tmp_path_factory) -> dict[str, Path]:
+    "All tables and figures of the made-up records of each scale."
+    folders = {scale: tmp_path_factory.mktemp("made")/scale for scale in grids}
+    with pytest.MonkeyPatch.context() as patch:
+        for scale, out in folders.items(): make(grids[scale]/"runs.csv", out, patch)
+    return folders
 
-ABLATIONS = ("table_strategies", "table_objectives", "table_modalities", "table_masking", "table_size", "table_length", "table_transfer", "table_claims", "table_sota", "table_runs")
+def cells_of(folder: Path, name: str) -> list[dict]:
+    return pd.read_csv(folder/f"{name}.csv", dtype={"row": str}).query("column != 'gain'").to_dict("records")
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
-def test_every_table_of_the_grid(scale, grids, tmp_path, monkeypatch):
-    make_tables(grids[scale]/"runs.csv", tmp_path, monkeypatch)
-    runs = with_pretraining(load_records(grids[scale]/"runs.csv")).set_index("run")
-    seeds = SCALES[scale].seeds
-    for name, count in TABLES.items():
-        table = pd.read_csv(tmp_path/f"{name}.csv", dtype={"row": str})
-        if count and scale != "paper": assert len(table) == count, name
-        assert set(table["n"]) == {seeds} and table["std"].isna().all() == (seeds == 1), name
-        for cell in table[table["column"] != "gain"].to_dict("records"):   # a number is the mean of the runs that it names
-            behind, score = runs.loc[cell["runs"].split()], {"AudioSet, mAP": "result.mAP", "noun": "result.top1_noun", "Epic-Kitchens-100, verb": "result.top1_verb"}.get(cell["column"], "result.mAP" if name.endswith("audioset") else "result.top1")
-            assert len(behind) == cell["n"] and cell["mean"] == pytest.approx(behind[score].astype(float).mean()), (name, cell)
-        text = (tmp_path/f"{name}.md").read_text(encoding="utf-8")
-        assert f"cale {scale}" in text and ("are generated" in text) == (scale != "paper")
+def test_a_number_of_a_table_is_the_mean_of_the_runs_that_it_names(scale, made, grids):
+    runs, seeds = load_records(grids[scale]/"runs.csv").set_index("run"), SCALES[scale].seeds
+    for name in [*TABLES, "table_masking"]:
+        cells = cells_of(made[scale], name)
+        if name in TABLES and scale == "mini" and len(SCALES[scale].epochs) == 3: assert len(pd.read_csv(made[scale]/f"{name}.csv")) == TABLES[name], name
+        assert cells, name
+        for cell in cells:
+            behind = runs.loc[cell["runs"].split(), SCORE.get(cell["column"], "result.mAP" if name.endswith("audioset") else "result.top1")].astype(float)
+            assert len(behind) == cell["n"] == seeds and cell["mean"] == pytest.approx(behind.mean()), (name, cell)
+            assert np.isnan(cell["std"]) if seeds == 1 else cell["std"] == pytest.approx(behind.std()), (name, cell)
+        text = (made[scale]/f"{name}.md").read_text(encoding="utf-8")
+        assert f"cale {scale}" in text and ("are generated" in text) == (scale != "paper") and ("±" in text) == (seeds > 1), name
+
+def names(cell: dict) -> set[str]:
+    "The runs of a cell without their seeds."
+    return {name.rpartition("-seed")[0] for name in cell["runs"].split()}
+
+WORDS = {words: one for one, words in INPUTS.items()}
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_a_cell_holds_the_runs_that_its_row_and_column_say(scale, made):
+    fusions = {"early fusion": "early_fusion", "mid fusion": "mid_fusion"}
+    for cell in cells_of(made[scale], "table_strategies"):
+        encoder, decoder = cell["row"].split(", ")
+        assert names(cell) == {f"{fusions.get(encoder, encoder)}-{decoder}-{WORDS[cell['column']]}"}
+    for cell in cells_of(made[scale], "table_objectives"):
+        assert names(cell) == {f"{'inpainting' if cell['row'] == 'inpainting' else 'mid_fusion-shared'}-{WORDS[cell['column']]}"}
+    sources = {"from scratch": "scratch", "pretrained on audio": "only_audio", "pretrained on video": "only_video", "pretrained on audio + video": "mid_fusion-shared"}
+    for cell in cells_of(made[scale], "table_modalities"): assert names(cell) == {f"{sources[cell['row']]}-{WORDS[cell['column']]}"}
+    sources |= {"pretrained on audio": "audioset_only_audio", "pretrained on video": "audioset_only_video", "pretrained on audio + video": "audioset"}
+    for cell in cells_of(made[scale], "table_modalities_audioset"): assert names(cell) == {f"{sources[cell['row']]}-audioset-{WORDS[cell['column']]}"}
+    starts = {"from scratch": "scratch", "VGGSound": "pretrained", "AudioSet": "audioset"}
+    for cell in cells_of(made[scale], "table_transfer"):
+        corpus = "" if cell["column"].startswith("VGG") else "-audioset" if cell["column"].startswith("Audio") else "-epic_kitchens"
+        start = starts[cell["row"]]
+        assert names(cell) <= {f"{start}{corpus}-audiovisual", *(f"scratch_{size}-audiovisual" for size in SCALES[scale].sizes if start == "scratch")}
+
+def test_masks_lengths_and_sizes_are_those_of_the_runs(made, grids):
+    runs = load_records(grids["mini"]/"runs.csv").set_index("run")
+    for cell in cells_of(made["mini"], "table_masking"):
+        source, = {Path(name).name.rpartition("-seed")[0] for name in runs.loc[cell["runs"].split(), "init_from"]}
+        m = {"of the video": "video", "of the sound": "audio"}[cell["column"]]
+        shares = {one: runs.loc[f"{source}-seed0", f"config.model.mask_ratio.{one}"] for one in ("video", "audio")}
+        assert f"{100 * shares[m]:g} %" == cell["row"] and shares["audio" if m == "video" else "video"] == .6
+    assert {cell["row"] for cell in cells_of(made["mini"], "table_length")} == {"0, from scratch", *(str(runs.loc[name, "config.epochs"]) for name in runs.index if name.startswith("epochs_") and runs.loc[name, "kind"] == "pretrain"),
+                                                                               str(runs.loc["mid_fusion-shared-seed0", "config.epochs"])}
+    for cell in cells_of(made["mini"], "table_size"): assert set(runs.loc[cell["runs"].split(), "config.model.size"]) == {cell["row"].split(",")[0]}
+    gains = pd.read_csv(made["mini"]/"table_size.csv").query("column == 'gain'")["mean"]
+    assert len(gains) == 2 and gains.between(.1, .3).all()
+
+def test_claims_of_a_grid_with_known_effects(made, grids):
+    verdicts = pd.read_csv(made["mini"]/"table_claims.csv", keep_default_na=False)
+    assert set(verdicts["verdict"]) == {"seen"} and set(verdicts["pairs"]) == {3}
+    gains = verdicts.set_index("comparison")["gain"]
+    assert gains[["Mid fusion against early fusion", "Mid fusion against a shared encoder", "Mid fusion against separate encoders", "Reconstruction against inpainting"]].tolist() == pytest.approx([1, 3, 2, 4], abs=.6)
+    assert set(pd.read_csv(made["smoke"]/"table_claims.csv", keep_default_na=False)["verdict"]) == {"undecided at this scale"}   # one seed
+    runs = with_pretraining(load_records(grids["mini"]/"runs.csv"))
+    joint = next(claim for claim in CLAIMS if claim.headline and claim.among["corpus"] == "vggsound")
+    assert examine(joint, runs).pretrainings == 1 and examine(PAYS, runs).pretrainings == 3   # the headline one has no seeds, the compared ones do
+
+def test_curves_go_through_the_means(grids, monkeypatch, tmp_path):
+    found = make(grids["mini"]/"runs.csv", tmp_path, monkeypatch, ["figure_epochs", "table_length", "figure_masking"])
+    table = found["table_length"]["table"].cells
+    drawn = {text.get_text(): text for text in found["figure_epochs"]["figure"].axes[0].texts}
+    assert set(drawn) == set(INPUTS.values())
+    heights = {line.get_color(): line.get_ydata() for line in found["figure_epochs"]["figure"].axes[0].lines if len(line.get_ydata()) == len(table) and line.get_linestyle() == "-"}
+    for words, text in drawn.items(): assert list(heights[text.get_color()]) == pytest.approx([100 * cell.mean for cell in table[words]])
+    assert [len(axis.texts) for axis in found["figure_masking"]["figure"].axes] == [1, 1]
+    for stem in ("figure_epochs", "figure_masking"): assert b"clip-path" not in (tmp_path/f"{stem}.svg").read_bytes()
+
+@pytest.mark.parametrize("name", ["figure_epochs", "figure_masking"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+def test_words_of_the_curves_neither_overlap_nor_leave_the_page(name, scale, grids, monkeypatch, tmp_path):
+    figure = make(grids[scale]/"runs.csv", tmp_path, monkeypatch, [name])[name]["figure"]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    beyond = {id(tick.label1) for axis in figure.axes for tick in axis.yaxis.get_major_ticks() if not axis.get_ylim()[0] <= tick.get_loc() <= axis.get_ylim()[1]}   # these are not drawn
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in words(figure) if id(text) not in beyond]
+    for k, (text, box) in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, f"{text!r} is cut off"
+        assert not (hit := [other for other, there in boxes[k + 1:] if box.overlaps(there)]), f"{text!r} overlaps {hit}"
+
+def test_records_without_a_finetuning_run(grids, tmp_path, monkeypatch):
+    alone = load_records(grids["smoke"]/"runs.csv").query("kind == 'pretrain'").reset_index(drop=True)
+    assert len(finetuned(alone)) == 0
+    make(save_records(alone, tmp_path/"runs.csv"), tmp_path/"out", monkeypatch)
+    assert "not run" in (tmp_path/"out"/"table_strategies.md").read_text(encoding="utf-8") and len(pd.read_csv(tmp_path/"out"/"table_transfer.csv")) == 0
+
+def test_runs_are_gathered_into_one_file(runs, tmp_path, monkeypatch):
+    for folder in runs:
+        record = json.loads((folder/"run.json").read_text())
+        (folder/"run.json").write_text(json.dumps(record | {"seconds": 90., "clips_per_second": 10., "processes": 1, "hardware": "here", "git": "0123456789ab+"}))
+    run_cells("table_runs.ipynb", monkeypatch, runs=[str(folder) for folder in runs], out=str(tmp_path/"out"))
+    assert load_records(tmp_path/"out"/"runs.csv")["run"].tolist() == sorted(folder.name for folder in runs)
+    table = pd.read_csv(tmp_path/"out"/"table_runs.csv", index_col=0)
+    assert table.loc["all", "minutes, all"] == 27. and table.loc["finetuning on made up", "code"] == "0123456789+"
+
+def test_film_and_sound_of_inpainting(tmp_path, monkeypatch):
+    run_cells("figure_inpainting.ipynb", monkeypatch, out=str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"figure_inpainting.png", "figure_inpainting.svg", "inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"}
+    assert all((tmp_path/name).stat().st_size < 300_000 for name in ("inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"))
+    with Media(tmp_path/"inpainted.mp4") as media: assert all(media.streams.values()) and media.duration == pytest.approx(2 * 1.28, abs=.1)
+    silent, loud = ([int(np.abs(samples).max()) for samples in np.split(np.frombuffer(wave.open(str(tmp_path/f"{name}_audio.wav")).readframes(10**6), "<i2")[:40_960], 2)] for name in ("inpainted", "original"))
+    assert min(loud) > 300 and len(silent) == 2
+
+def complete(folder: Path) -> bool:
+    "Whether the whole grid of a scale is in its records."
+    planned = {run for job in jobs(folder.name) for run in job.runs} if folder.name in SCALES else {None}
+    return planned <= set(load_records(folder/"runs.csv")["run"])
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_results_follow_from_committed_records(folder, tmp_path, monkeypatch):
+    make(folder/"runs.csv", tmp_path, monkeypatch, [*FROM_RECORDS, "table_hyperparameters"])
+    run_cells("figure_strategies.ipynb", monkeypatch, recipe=SCALES[folder.name].pretrain["audioset"], out=str(tmp_path))
+    if (folder/"reproduce.csv").is_file(): run_cells("table_pretraining.ipynb", monkeypatch, records=str(folder/"reproduce.csv"), out=str(tmp_path))
+    for path in sorted(tmp_path.iterdir()):
+        there = folder/path.name
+        if not there.is_file() and not complete(folder): continue   # the grid has not been run yet
+        assert there.is_file(), f"{there} is missing: make paper SCALE={folder.name}"
+        same_version = path.suffix != ".svg" or f"Matplotlib v{matplotlib.__version__}" in there.read_text(encoding="utf-8")
+        if path.suffix != ".png" and same_version: assert path.read_bytes() == there.read_bytes(), path.name

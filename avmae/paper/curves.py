@@ -74,6 +74,7 @@ def _panel(axis, title: str, drawn: list[Line], ticks: dict[float, str]) -> None
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e6e6e6", lw=.8, clip_on=False)
     axis.set_axisbelow(True)
+    axis.margins(x=.07)
     if not drawn: axis.text(.5, .5, "not run", transform=axis.transAxes, ha="center", va="center", color=GREY)
 
 def curves_figure(panels: dict[str, list[Line]], runs: pd.DataFrame, *, ticks: dict[float, str] | None = None, corpus: str = "vggsound", width: float = 7., height: float = 3.2) -> Figure:
