@@ -1,5 +1,5 @@
 "What keeps a stored benchmark honest: it names its commit, was measured at full size, and its verdicts follow from its figures."
-import json, multiprocessing, re, sys
+import json, multiprocessing, re, sys, weakref
 from pathlib import Path
 import pandas as pd
 import pytest
@@ -64,11 +64,26 @@ def measure_of_the_notebook():
     exec(next(cell for cell in cells if cell.startswith("def held(")), names)
     return names["watched"], names["growth"]
 
+class Ring:
+    "Refers to itself, as PyAV's pictures do, so that only the garbage collector ends it."
+    def __init__(self): self.itself = self
+
+class Rings(Leaky):
+    "The label of a sample is the number of rings of earlier samples that are still there."
+    made = []
+
+    def repeated(self, key):
+        alive = sum(ring() is not None for ring in self.made)
+        self.made.append(weakref.ref(Ring()))
+        return [sample._replace(labels=[alive]) for sample in super().repeated(key)]
+
+def four_clips(kind):
+    manifest = Manifest.from_columns("corpus", {"id": list("abcd"), "path": list("abcd"), "status": ["ok"] * 4})
+    return kind(manifest, ClipConfig(frames=2, size=64, resize=64, samples=1600), train=True, progress=False)
+
 def grown(kept_by_workers, kept_by_main, reads=600):
     "MB that are said to leak of `reads` clips."
-    watched, growth = measure_of_the_notebook()
-    manifest = Manifest.from_columns("corpus", {"id": list("abcd"), "path": list("abcd"), "status": ["ok"] * 4})
-    dataset = Leaky(manifest, ClipConfig(frames=2, size=64, resize=64, samples=1600), train=True, progress=False)
+    (watched, growth), dataset = measure_of_the_notebook(), four_clips(Leaky)
     dataset.kept, batches, kept = kept_by_workers, iter(make_loader(dataset, 4, workers=2)), []
 
     def read(done):
@@ -85,3 +100,8 @@ def test_growth_is_none_of_a_sound_loader_and_that_of_a_leak():
     assert .9 * expected < grown(2**17, False) < 1.2 * expected
     batch = 4 * (2 * 3 * 64 * 64 + 4 * 1600)
     assert grown(0, True) > .8 * .8 * 150 * batch / 2**20
+
+def test_workers_end_what_refers_to_itself_with_every_batch():
+    rings = lambda workers: max(batch.labels.max().item() for batch in make_loader(four_clips(Rings), 4, workers=workers, steps=20))
+    assert rings(1) == 3, "those of the same batch"
+    assert rings(0) > 3, "the training process is left to Python, and shows what would be"
