@@ -22,8 +22,8 @@ SOTA = [f"table_{kind}_{corpus}" for kind in ("sota", "ours") for corpus in LIST
 FROM_RECORDS = {f"table_{name}": [f"table_{name}"] for name in ("strategies", "objectives", "modalities", "masking", "size", "length", "transfer")}
 FROM_RECORDS["table_modalities"] += ["table_modalities_audioset"]
 FROM_RECORDS |= {"table_sota": SOTA, "table_hyperparameters": [f"table_hyperparameters_{x}" for x in ("pretraining", "finetuning", "changed")], "table_claims": ["table_claims", "claims.md"], "figure_epochs": ["figure_epochs"], "figure_masking": ["figure_masking"]}
-FROM_WEIGHTS = {"figure_reconstruction": "pretrain"}
-SEEN = {"figure_reconstruction": ["figure_reconstruction"]}
+FROM_WEIGHTS = {"figure_reconstruction": "pretrain", "figure_inpainting": "inpainting-seed0"}
+SEEN = {"figure_reconstruction": ["figure_reconstruction", "reconstructed.mp4"], "figure_inpainting": ["figure_inpainting", "inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"]}
 
 def files(stem: str) -> list[str]:
     "What stands in the results for a table, a figure or a file."

@@ -68,5 +68,5 @@ def test_unknown_scale_is_named():
 def test_snakemake_lists_every_job(scale):
     told = planned(scale)
     for job in jobs(scale): assert job.name.replace("-", "_") in told, job.name
-    for name in ("table_strategies", "table_transfer", "table_claims", "figure_epochs", "index"): assert f"rule {name}:" in told, name
+    for name in ("table_strategies", "table_transfer", "table_claims", "figure_epochs", "figure_inpainting", "index"): assert f"rule {name}:" in told, name
     assert ("corpus_vggsound" in told) == (scale == "smoke")   # real corpora are the user's to bring
