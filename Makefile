@@ -64,6 +64,8 @@ test: $(INSTALLED)
 	@echo "Notebooks: every cell of nbs/ is executed as a test ..."
 	@$(LIMIT) $(if $(LIMIT),1800) $(BIN)/nbdev_test --timing
 	@$(LIMIT) $(if $(LIMIT),1800) $(BIN)/python -m pytest
+	@echo "The whole paper at the scale smoke ..."
+	@$(LIMIT) $(if $(LIMIT),1800) $(MAKE) --no-print-directory -s paper SCALE=smoke
 
 readme: $(INSTALLED)
 	@$(BIN)/python .ci/execute.py nbs/index.ipynb
