@@ -42,6 +42,7 @@ def film(tmp_path_factory):
 def reference_frames(path):
     "Seconds from the first picture at which each appears; decodable frames only, none that goes back in time."
     now, container = None, av.open(str(path))
+    container.streams.video[0].codec_context.thread_count = 1   # FFmpeg's VP8 gives other pixels now and then if it decodes slices in parallel, which is PyAV's default
     for packet in container.demux(container.streams.video[0]):
         try: frames = packet.decode()
         except av.FFmpegError: continue
