@@ -56,7 +56,7 @@ reproduce paper: $(INSTALLED)
 	@$(if $(DRY),exit 0;) [ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
 	@$(if $(DRY),exit 0;) echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
 
-README.md: nbs/index.ipynb paper_figures/mini/reproduce.csv | $(INSTALLED)
+README.md: nbs/index.ipynb paper_figures/mini/reproduce.csv paper_figures/mini/runs.csv | $(INSTALLED)
 	@$(BIN)/python .ci/execute.py nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
-from .ablations import CORPORA, METRICS, generated
-from .claims import SCORES
+from .ablations import METRICS, generated
+from .claims import CORPORA, SCORES
 from .runs import INPUTS
 from .tables import estimate, single
 
