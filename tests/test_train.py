@@ -1,18 +1,18 @@
 "The train wing: laws of the schedule and the optimisers, recipes, checkpoints that survive anything, runs that resume to the last bit."
-import json, math, os, re, resource, signal, subprocess, sys
+import json, math, multiprocessing, os, re, resource, signal, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from avmae.data.loader import Batch, TooManyFailures, TrainBatches
+from avmae.data.loader import Batch, TooManyFailures, TrainBatches, WorkerDied, make_loader
 from avmae.model.avmae import AVMAE, AVMAEConfig
 from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train import engine, step as steps
 from avmae.train.checkpoint import CheckpointError, checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
 from avmae.train.engine import Interrupted, NonFinite, fit
 from avmae.train.evaluate import evaluate, scores
-from avmae.train.feed import open_corpus, open_manifest, write_smoke_corpus
+from avmae.train.feed import open_corpus, open_manifest, train_data, write_smoke_corpus
 from avmae.train.metrics import average_by, d_prime, ranking, top_k_correct
 from avmae.train.state import begin
 from avmae.train.weights import load_model
@@ -298,6 +298,24 @@ def test_a_killed_run_ends_with_the_same_bits(corpus, tmp_path, moment, kind):
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_workers_change_nothing(corpus, tmp_path, kind):
     assert len({run(recipe(corpus, kind, workers=n, cache=n == 0, steps=3), tmp_path/str(n))["weights"] for n in (0, 2)}) == 1
+
+def test_workers_leave_in_good_order(corpus):
+    made = recipe(corpus, workers=2)
+    manifest = open_manifest(made.corpus)
+    data, workers = train_data(made, manifest, progress=False), []
+    for _ in engine.ahead(begin(made, manifest, len(data)), make_loader(data, 4, workers=2, steps=5)): workers = workers or multiprocessing.active_children()
+    assert [worker.exitcode for worker in workers] == [0, 0]   # otherwise PyTorch now and then takes the end for an accident
+
+def test_a_killed_worker_is_told_of_and_the_run_goes_on(corpus, tmp_path, monkeypatch):
+    made, original = recipe(corpus, workers=2, checkpoint_every=1), engine.train_step
+    def kill(t, *rest):
+        if t.step == 3: [os.kill(worker.pid, signal.SIGKILL) for worker in multiprocessing.active_children()]
+        return original(t, *rest)
+    with monkeypatch.context() as patch, pytest.raises(WorkerDied, match=r"a process that reads clips was killed: out of memory, perhaps\. Start fewer `workers`"):
+        patch.setattr(engine, "train_step", kill)
+        run(made, tmp_path/"run")
+    assert load_checkpoint(tmp_path/"run"/"checkpoint").step < 8
+    assert run(made, tmp_path/"run")["weights"] == run(recipe(corpus), tmp_path/"straight")["weights"]
 
 def test_accumulation_changes_nothing_but_rounding(corpus, tmp_path):
     weights = [load_model(tmp_path/str(parts))[0].state_dict() for parts in (1, 2, 4)
