@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Interrupted', 'NonFinite', 'stop_flag', 'Work', 'prepare', 'ahead', 'arrived', 'accumulate', 'train_step', 'agree',
-           'timed', 'progress_bar', 'train', 'open_log', 'checkpoint', 'interrupted', 'diverged', 'fit', 'about_run',
-           'finish', 'tidy', 'final_record', 'about_corpus']
+           'timed', 'reading_advice', 'progress_bar', 'train', 'open_log', 'checkpoint', 'interrupted', 'diverged',
+           'fit', 'about_run', 'finish', 'tidy', 'final_record', 'about_corpus']
 
 # %% ../../nbs/train/07_engine.ipynb #974795cf
 import contextlib, json, math, shutil, signal, sys, threading, time, warnings
@@ -22,7 +22,7 @@ from ..data.shards import file_digest
 from .board import Board, open_board
 from .checkpoint import load_checkpoint, write_atomic
 from .config import Recipe
-from .device import pick_device, precision
+from .device import pick_device, precision, told_if_full
 from .feed import open_corpus, train_data
 from .optim import clip_gradients, gradient_norm, update
 from .parallel import exchange, join, whole
@@ -142,6 +142,14 @@ def timed(work: Iterator[Work]) -> Iterator[tuple[Work, float]]:
         yield item, time.perf_counter() - begin
         begin = time.perf_counter()
 
+def reading_advice(t: Training) -> str | None:
+    "What to do about a run that, a minute old or more, has waited for clips for over a fifth of its time; None: nothing."
+    r, share = t.recipe, t.waited / max(t.seconds, 1e-9)
+    if t.seconds < 60 or share <= .2: return None
+    enough = math.ceil(max(r.workers, 1) / max(1 - share, .01))   # what so many read in all the time is wanted in the rest of it
+    others = ["prepare the corpus (avmae prepare)"] * (r.corpus.format != "manifest") + ["hold a small one in memory (cache)"] * (not r.cache)
+    return f"{share:.0%} of the time went into reading clips: {', or '.join([f'raise workers from {r.workers} to about {enough}, given the cores', *others])}."
+
 def progress_bar(t: Training, shown: bool) -> tqdm:
     "Clips seen, clips per second and time left."
     size = t.recipe.batch_size
@@ -150,7 +158,7 @@ def progress_bar(t: Training, shown: bool) -> tqdm:
 
 def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -> None:
     "Run `t` to its last step. Interrupted, after saving, if a signal comes; NonFinite, with the ids in nonfinite.json, if it diverges."
-    r, stop = t.recipe, False
+    r, stop, advice = t.recipe, False, None
     loader = make_loader(data, r.batch_size, workers=r.workers, start_step=t.step, steps=t.total - t.step, rank=t.group.rank, world_size=t.group.size, max_failed=r.max_failed)
     with stop_flag() as stopped, open_log(t, folder) as log, open_board(r, t.manifest, t.group, folder, t.step) as board, progress_bar(t, progress) as bar:
         clock = time.perf_counter()
@@ -164,6 +172,7 @@ def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -
             for written in (log, board): written(**line)
             bar.set_postfix(loss=f"{values['loss']:.4g}", reading=f"{t.waited / t.seconds:.0%}", memory=f"{peak_memory(t.group.device) / 1e9:.1f}G", refresh=False)
             bar.update(r.batch_size)
+            if not advice and t.group.first and (advice := reading_advice(t)): warnings.warn(advice, stacklevel=2)
             if len(t.bad) == 3: raise diverged(t, folder)
             if t.step % r.checkpoint_every == 0 and t.step < t.total: checkpoint(t, log, board, folder)
         checkpoint(t, log, board, folder)
@@ -192,7 +201,7 @@ def diverged(t: Training, folder: Path) -> NonFinite:
 # %% ../../nbs/train/07_engine.ipynb #d502fcc9
 def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress: bool = True) -> dict:
     """Train `recipe` in the folder `run_dir` and return its record (run.json). Writes config.json, metrics.jsonl, model.safetensors, and checkpoint/ until it has finished.
-    A finished run is left as it is, an unfinished one continued, another one's folder refused (ValueError). Started by torchrun, all its processes share the run."""
+    A finished run is left as it is, an unfinished one continued, another one's folder refused (ValueError); DeviceFull if it does not fit. Started by torchrun, all its processes share the run."""
     folder, group = Path(run_dir), join(pick_device(device))
     about = about_run(recipe)
     if record := group.from_first(claim(folder, about) if group.first else None):
@@ -200,8 +209,9 @@ def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress
         return record
     manifest = open_corpus(recipe)
     data = train_data(recipe, manifest, progress and group.first)
-    t = begin(recipe, manifest, len(data), group, load_checkpoint(folder/"checkpoint"))
-    train(t, data, folder, progress)
+    with told_if_full(recipe, group.size):
+        t = begin(recipe, manifest, len(data), group, load_checkpoint(folder/"checkpoint"))
+        train(t, data, folder, progress)
     return finish(t, folder, about["init_weights"])
 
 def about_run(recipe: Recipe) -> dict:
@@ -215,8 +225,6 @@ def finish(t: Training, folder: Path, source: str | None) -> dict:
     if t.group.first:
         save_model(t.recipe, t.manifest.classes, weights, folder)
         record = final_record(t, folder, source)
-        if record["reading_share"] > .2 and t.seconds > 60:
-            warnings.warn(f"{record['reading_share']:.0%} of the time went into reading clips: raise workers (now {t.recipe.workers}).", stacklevel=3)
         write_atomic(folder/"run.json", json.dumps(record, indent=1) + "\n")
         tidy(folder)
         record = read_json(folder/"run.json")
