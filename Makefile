@@ -1,6 +1,7 @@
 # Everything starts here, on a machine that has Python 3.11 or newer, git and make, and nothing else:
 #   make reproduce   the main job: corpus, pretraining, finetuning, table, figure (SCALE=mini by default; done work is kept)
 #   make paper       every table and figure of the paper (SCALE=smoke, mini, gpu or paper; SEEDS=1 for a first look; DRY=1 only lists the jobs)
+#   make demo        a small classifier for `avmae predict`, a minute after the installation
 #   make test        everything that proves the project
 #   make readme      README.md from nbs/index.ipynb            make notebooks   re-execute the stored notebooks
 #   make lab         JupyterLab on the notebooks               make docs        the notebooks as a site, in _site/html
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LIMIT = $(shell command -v timeout >/dev/null 2>&1 && echo timeout -k 10)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce paper test readme notebooks docs lab clean
+.PHONY: help reproduce paper demo test readme notebooks docs lab clean
 .DELETE_ON_ERROR:
 
 # One thread per process: `make` runs as many processes as there are cores, and sums keep the same order everywhere.
@@ -27,7 +28,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 # .venv/.installing stands while an installation is under way; where it is found again, that one was cut off and nothing
 # in the folder can be trusted. An environment made by hand carries no mark and is only added to.
@@ -55,6 +56,12 @@ reproduce paper: $(INSTALLED)
 	    echo "Not finished: put right what is said above and run it again; what is done is kept." >&2; exit 1; }
 	@$(if $(DRY),exit 0;) [ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
 	@$(if $(DRY),exit 0;) echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
+
+demo: $(INSTALLED)
+	@$(BIN)/avmae mini corpora/demo --train 480 --test 120
+	@OMP_NUM_THREADS=$(CORES) $(BIN)/avmae finetune mini_vggsound_finetune --run runs/demo --corpus.root corpora/demo --corpus.labels-per-class none --epochs 12
+	@echo "Now try it on a video of your own, or on the first clip here (its classes are those of the miniature):"
+	@echo "  $(BIN)/avmae predict $$(ls corpora/demo/clips/*.mp4 | head -n 1)"
 
 README.md: nbs/index.ipynb paper_figures/mini/reproduce.csv paper_figures/mini/runs.csv | $(INSTALLED)
 	@$(BIN)/python .ci/execute.py nbs/index.ipynb
