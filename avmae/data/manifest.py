@@ -11,7 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence, overload
 
 import numpy as np
 import pyarrow as pa
@@ -58,20 +58,22 @@ class Row(NamedTuple):
     checksum: str | None
 
 # %% ../../nbs/data/01_manifest.ipynb #58fa71f2
-MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".mpg", ".mpeg", ".ogv", ".m4v", ".wav", ".m4a", ".mp3", ".ogg", ".flac")
+MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".mpg", ".mpeg", ".ogv", ".m4v", ".wmv", ".3gp", ".ts", ".mts", ".m2ts",
+                  ".wav", ".m4a", ".mp3", ".ogg", ".flac", ".opus", ".aac")
 
 
 def read_csv(path: str | Path, names: Sequence[str] | None = None, *, skip: int = 0, content: bytes | None = None) -> pa.Table:
     """A csv file as a table of strings; `names` are the columns of a file that has no header line, `skip` the lines before the first one
     that counts, `content` what to read in place of the file's bytes."""
     path, bad = Path(path), []
+    def refuse(row: Any) -> str: bad.append(row); return "error"
     if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such csv file; name the file that lists the clips.")
     try:
         content = path.read_bytes() if content is None else content
         pa.array([content], pa.binary()).cast(pa.string())   # the reader below does not always say that something is no text
         with path.open(encoding="utf-8-sig", newline="") as lines: header = names or next(csv.reader(lines), [])
         convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=False)
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda row: bad.append(row) or "error")
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
         read = pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip, use_threads=False)   # one thread knows the number of a line
         table = pyarrow.csv.read_csv(pa.BufferReader(content), read, parse, convert)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -144,12 +146,16 @@ class Manifest:
     def __len__(self) -> int: return self.table.num_rows
     def __iter__(self) -> Iterator[Row]: return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, key: int | str) -> Row | list:
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...
+    def __getitem__(self, key: int | str) -> Row | list[Any]:
         "`manifest[3]` is a `Row`, `manifest['status']` the values of a column."
         if isinstance(key, str): return self.table[key].to_pylist()
         return Row(*(values[range(len(self))[key]].as_py() for values in self.table.columns))
 
-    def with_columns(self, **columns) -> "Manifest":
+    def with_columns(self, **columns: Any) -> "Manifest":
         "The same clips with some columns replaced."
         table = self.table
         for name, values in columns.items():
@@ -196,7 +202,8 @@ class Manifest:
         """Keep `per_class` clips of each class in `split`, and all other splits. Which ones follows from (seed, ids) alone, not from the order of
         the rows or from what could be downloaded; a smaller subset lies within a larger one. A clip of several classes counts for each."""
         rows = np.flatnonzero(np.array(self["split"]) == split) if self.split(split) else ()
-        ids, labels, chosen, have = self["id"], self["labels"], set(), Counter()
+        ids, labels, chosen = self["id"], self["labels"], set()
+        have: Counter[str] = Counter()
         for row in sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}/{ids[row]}".encode(), digest_size=8).digest()):
             if any(have[label] < per_class for label in labels[row]):
                 chosen.add(row)
