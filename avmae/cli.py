@@ -14,67 +14,68 @@ __all__ = ['Recipe', 'Run', 'Set', 'Start', 'Device', 'Processes', 'Runs', 'Wind
 import difflib, errno, os, re, sys, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 from .options import UsageError, corpus_of, corpus_options, gather_overrides, pairs, recipe_named, recipe_options
 
 # %% ../nbs/cli.ipynb #2b23a819
-def _option(kind: object, metavar: str, help: str, default: str = "") -> object:
-    return Annotated[kind, arg(metavar=metavar, help=help, help_behavior_hint=default and f"(default: {default})")]
+def _option(metavar: str, help: str, default: str = "") -> Any:
+    return arg(metavar=metavar, help=help, help_behavior_hint=default and f"(default: {default})")
 
-Recipe = _option(Positional[str], "RECIPE", "name of a recipe; `avmae recipes` lists them")
-Run = _option(str | None, "DIR", "folder of the run; an unfinished run in it is continued", "runs/SCALE/RECIPE")
-Set = _option(tuple[str, ...], "KEY=VALUE ...", "other values for the recipe; `--KEY VALUE` does the same")
-Start = _option(str | None, "DIR", "folder of a pretraining run", "from scratch")
-Device = _option(str | None, "NAME", "cpu or cuda", "cuda if there is one")
-Processes = _option(int, "N", "processes on this machine that share the run, one per accelerator", "1")
-Runs = _option(Positional[tuple[str, ...]], "RUN ...", "folders of finished runs")
-Windows = _option(int | None, "N", "windows per test clip", "as the recipe says")
-Split = _option(str | None, "NAME", "which clips to score", "the recipe's test split")
-Root = _option(str | None, "DIR", "folder of the media files, if they have moved", "as in training")
-Train = _option(int, "N", "clips to train on", "1440")
-Test = _option(int, "N", "clips to test on", "480")
-Seed = _option(int, "N", "all content follows from it", "0")
-Checkpoint = _option(Positional[str], "CHECKPOINT", "a downloaded checkpoint of the authors' release")
-Out = _option(Positional[str], "OUT", "the file to write, OUT.safetensors")
-Encoder = _option(Literal["early_fusion", "shared"] | None, "NAME", "early_fusion or shared, which have the same parameters", "read off where it can be")
-Decoder = _option(Literal["joint"] | None, "NAME", "joint, where one decoder read both modalities at once", "shared or separate, read off")
-Fusion = _option(int | None, "LAYER", "the first layer of a classifier that exchanges bottlenecks", "that of the published models")
+Recipe = Annotated[Positional[str], _option("RECIPE", "name of a recipe; `avmae recipes` lists them")]
+Run = Annotated[str | None, _option("DIR", "folder of the run; an unfinished run in it is continued", "runs/SCALE/RECIPE")]
+Set = Annotated[tuple[str, ...], _option("KEY=VALUE ...", "other values for the recipe; `--KEY VALUE` does the same")]
+Start = Annotated[str | None, _option("DIR", "folder of a pretraining run", "from scratch")]
+Device = Annotated[str | None, _option("NAME", "cpu or cuda", "cuda if there is one")]
+Processes = Annotated[int, _option("N", "processes on this machine that share the run, one per accelerator", "1")]
+Runs = Annotated[Positional[tuple[str, ...]], _option("RUN ...", "folders of finished runs")]
+Windows = Annotated[int | None, _option("N", "windows per test clip", "as the recipe says")]
+Split = Annotated[str | None, _option("NAME", "which clips to score", "the recipe's test split")]
+Root = Annotated[str | None, _option("DIR", "folder of the media files, if they have moved", "as in training")]
+Train = Annotated[int, _option("N", "clips to train on", "1440")]
+Test = Annotated[int, _option("N", "clips to test on", "480")]
+Seed = Annotated[int, _option("N", "all content follows from it", "0")]
+Checkpoint = Annotated[Positional[str], _option("CHECKPOINT", "a downloaded checkpoint of the authors' release")]
+Out = Annotated[Positional[str], _option("OUT", "the file to write, OUT.safetensors")]
+Encoder = Annotated[Literal["early_fusion", "shared"] | None, _option("NAME", "early_fusion or shared, which have the same parameters", "read off where it can be")]
+Decoder = Annotated[Literal["joint"] | None, _option("NAME", "joint, where one decoder read both modalities at once", "shared or separate, read off")]
+Fusion = Annotated[int | None, _option("LAYER", "the first layer of a classifier that exchanges bottlenecks", "that of the published models")]
 
-Media = _option(Positional[str], "ROOT", "folder of the media files")
-Folder = _option(Positional[str], "OUT", "folder to write into; unfinished work in it is continued")
-Columns = _option(tuple[str, ...], "KEY=VALUE ...", "how the table of ROOT is read; `--KEY VALUE` does the same")
-Short = _option(int, "PIXELS", "short side of the pictures; smaller ones stay as they are", "256")
-Rate = _option(float, "N", "pictures per second", "25")
-Least = _option(float, "SECONDS", "shorter clips are left out", "0.1")
-Shards = _option(int, "N", "listed clips per tar", "1000")
-Twice = _option(bool, "", "keep clips whose media are those of another clip", "leave them out")
-Download = _option(str | None, "ADDRESS", "fetch missing videos with yt-dlp, from `youtube` or an address with {video} in it", "missing is missing")
-Dry = _option(bool, "", "tell the time and disk it would take, and write nothing", "do it")
-Workers = _option(int | None, "N", "processes", "one per core")
-Some = _option(int | None, "N", "listen to so many training clips only, evenly spread", "all")
-Written = _option(str | None, "FILE", "json file to write", "statistics.json in the folder of the media")
+Media = Annotated[Positional[str], _option("ROOT", "folder of the media files")]
+Folder = Annotated[Positional[str], _option("OUT", "folder to write into; unfinished work in it is continued")]
+Columns = Annotated[tuple[str, ...], _option("KEY=VALUE ...", "how the table of ROOT is read; `--KEY VALUE` does the same")]
+Short = Annotated[int, _option("PIXELS", "short side of the pictures; smaller ones stay as they are", "256")]
+Rate = Annotated[float, _option("N", "pictures per second", "25")]
+Least = Annotated[float, _option("SECONDS", "shorter clips are left out", "0.1")]
+Shards = Annotated[int, _option("N", "listed clips per tar", "1000")]
+Twice = Annotated[bool, _option("", "keep clips whose media are those of another clip", "leave them out")]
+Download = Annotated[str | None, _option("ADDRESS", "fetch missing videos with yt-dlp, from `youtube` or an address with {video} in it", "missing is missing")]
+Dry = Annotated[bool, _option("", "tell the time and disk it would take, and write nothing", "do it")]
+Workers = Annotated[int | None, _option("N", "processes", "one per core")]
+Some = Annotated[int | None, _option("N", "listen to so many training clips only, evenly spread", "all")]
+Written = Annotated[str | None, _option("FILE", "json file to write", "statistics.json in the folder of the media")]
 
-Videos = _option(Positional[tuple[str, ...]], "VIDEO ...", "video or sound files of any length, frame rate and size")
-OneVideo = _option(Positional[str], "VIDEO", "a video or sound file of any length, frame rate and size")
-Labels = _option(int, "N", "labels per file", "5")
-Spread = _option(int | None, "N", "so many windows, evenly spread over each file, as in evaluation", "consecutive ones over all of it")
-Tokens = _option(bool, "", "a row for each time step, with the features of all its tokens", "a row for each file, with their mean")
-Sound = _option(Literal["original", "reconstructed"], "NAME", "original, or reconstructed from the completed spectrogram", "original")
-Hidden = _option(int, "N", "which parts are hidden follows from it", "0")
-Batch = _option(int, "N", "windows that go through the network at once", "16")
-Threads = _option(int | None, "N", "threads that read ahead", "one per core")
+Videos = Annotated[Positional[tuple[str, ...]], _option("VIDEO ...", "video or sound files of any length, frame rate and size")]
+OneVideo = Annotated[Positional[str], _option("VIDEO", "a video or sound file of any length, frame rate and size")]
+Labels = Annotated[int, _option("N", "labels per file", "5")]
+Spread = Annotated[int | None, _option("N", "so many windows, evenly spread over each file, as in evaluation", "consecutive ones over all of it")]
+Tokens = Annotated[bool, _option("", "a row for each time step, with the features of all its tokens", "a row for each file, with their mean")]
+Sound = Annotated[Literal["original", "reconstructed"], _option("NAME", "original, or reconstructed from the completed spectrogram", "original")]
+Hidden = Annotated[int, _option("N", "which parts are hidden follows from it", "0")]
+Batch = Annotated[int, _option("N", "windows that go through the network at once", "16")]
+Threads = Annotated[int | None, _option("N", "threads that read ahead", "one per core")]
 Table = Annotated[str | None, arg(aliases=["-o"], metavar="FILE", help="write .csv or .json (with what each window says)", help_behavior_hint="(default: print)")]
 Parquet = Annotated[str, arg(aliases=["-o"], metavar="FILE", help="the .parquet file to write", help_behavior_hint="(required)")]
 Film = Annotated[str, arg(aliases=["-o"], metavar="FILE", help="the .mp4 file to write", help_behavior_hint="(required)")]
 
-def _chosen(demo: str) -> object:
-    return _option(str | None, "DIR", "a finished run, a safetensors file, or a folder of `save_pretrained`", f"{demo}, which `make reproduce` leaves")
+def _chosen(demo: str) -> Any:
+    return _option("DIR", "a finished run, a safetensors file, or a folder of `save_pretrained`", f"{demo}, which `make reproduce` leaves")
 DEMO, DEMO_PRETRAINED = "runs/mini/pretrained-audiovisual-seed0", "runs/mini/pretrain"
-Finetuned, Pretrained = _chosen(DEMO), _chosen(DEMO_PRETRAINED)
+Finetuned = Annotated[str | None, _chosen(DEMO)]
+Pretrained = Annotated[str | None, _chosen(DEMO_PRETRAINED)]
 
-def mini(folder: _option(Positional[str], "DIR", "folder to write into"), corpus: Literal["vggsound", "audioset", "epic_kitchens"] = "vggsound",
+def mini(folder: Annotated[Positional[str], _option("DIR", "folder to write into")], corpus: Literal["vggsound", "audioset", "epic_kitchens"] = "vggsound",
          train: Train = 1440, test: Test = 480, seed: Seed = 0) -> None:
     "Write a miniature corpus into DIR: real media files and the official annotation files."
     from avmae.data import mini as corpora
@@ -105,7 +106,7 @@ def statistics(recipe: Recipe, set: Set = (), clips: Some = None, out: Written =
 def recipes() -> None:
     "List all recipes: their data, cost and score."
     from avmae.train.recipes import RECIPES
-    for name, function in RECIPES.items(): print(f"{name}\n    " + re.sub(r"\s+", " ", function.__doc__))
+    for name, function in RECIPES.items(): print(f"{name}\n    " + re.sub(r"\s+", " ", function.__doc__ or ""))
 
 def pretrain(recipe: Recipe, run: Run = None, set: Set = (), device: Device = None, processes: Processes = 1) -> None:
     "Pretrain a masked autoencoder, then score it on the test clips. Continues an unfinished run."
@@ -182,7 +183,7 @@ def _check(videos: tuple[str, ...], out: str | None, suffixes: tuple[str, ...]) 
     if out and not out.endswith(suffixes): raise UsageError(f"--out must end in {' or '.join(suffixes)}, unlike {out!r}.")
     if out and not os.path.isdir(os.path.dirname(out) or "."): raise UsageError(f"{os.path.dirname(out)} is not a folder; make it first.")
 
-def _load(model: str | None, demo: str, device: str | None) -> object:
+def _load(model: str | None, demo: str, device: str | None) -> Any:
     if model is None and not os.path.isdir(demo):
         raise UsageError(f"there is no {demo} here: say which model with --model DIR, or let `make reproduce` make this one and call from the folder where you did.")
     from avmae.hub import load

@@ -27,7 +27,7 @@ from .model.masking import Mask
 from .model.tokens import patchify, token_grid, unpatchify
 from .paper.figures import Reconstruction, pixel_mask
 from .train.board import Views
-from .train.config import PretrainRecipe, override, recipe_from_dict
+from .train.config import PretrainRecipe, override
 from .train.feed import clip_config, open_manifest, test_data
 from .train.record import read_json
 from .train.weights import load_model
@@ -80,7 +80,8 @@ def show(run: str | Path, clips: int = 4, seed: int = 0) -> Shown:
     "The first test clips of a finished pretraining run; `seed` decides what is hidden. FileNotFoundError names a folder that lacks something."
     model, _ = load_model(run)
     if not isinstance(model, AVMAE): raise ValueError(f"{run} is a finetuned classifier; name the folder of a pretraining run.")
-    recipe = override(recipe_from_dict(read_json(Path(run)/"run.json")["config"], "pretrain"), {"cache": False})
+    if (record := read_json(Path(run)/"run.json")) is None: raise FileNotFoundError(f"{run} has no run.json, which says what it was trained on; name the folder of a finished run.")
+    recipe = override(PretrainRecipe.from_dict(record["config"]), {"cache": False})
     read = max(clips, COMPANIONS) if model.config.objective == "inpainting" else clips
     batch = next(iter(make_loader(test_data(recipe, open_manifest(recipe.corpus), progress=False), batch_size=read)))
     with torch.no_grad(): inputs = Frontend(recipe.frontend)(batch.inputs)
@@ -170,6 +171,6 @@ def write_film(shown: Shown, path: str | Path) -> Path:
 def write_sounds(shown: Shown, original: str | Path, made: str | Path) -> list[Path]:
     "The sound of the film, as it was and as the model made it, as wav; returns both paths. ValueError for a model that is deaf."
     sound = sound_of_film(shown)
-    if sound is None: raise ValueError("the model has no sound: there is nothing to hear.")
+    if sound is None or shown.batch.audio is None: raise ValueError("the model has no sound: there is nothing to hear.")
     was = _in_a_row(shown, list(shown.batch.audio[:len(shown.clips[:most(shown)])]))
     return [write_wav(path, each, shown.recipe.clips.rate) for path, each in ((original, was), (made, sound))]

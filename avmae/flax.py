@@ -68,7 +68,7 @@ def _parameters(stream: msgpack.Unpacker) -> dict:
         elif key == "optimizer": found |= _target(stream)
         else: stream.skip()
     if not found: raise ValueError("it has neither 'params' nor 'optimizer/target'")
-    tree = found.get("params", found.get("target"))
+    tree = found["params"] if "params" in found else found["target"]
     return tree["params"] if set(tree) == {"params"} else tree   # very old files nest one level more
 
 def _target(stream: msgpack.Unpacker) -> dict:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -56,6 +57,7 @@ def _bar(total: float, unit: str, progress: bool) -> tqdm:
                 mininterval=.2 if sys.stderr.isatty() else 5.)
 
 Videos = str | Path | Iterable[str | Path]
+_Kind = TypeVar("_Kind", AVMAE, AVClassifier)
 
 # %% ../nbs/hub.ipynb #e761ca3d
 class Model:
@@ -82,8 +84,8 @@ class Model:
         span = ", ".join(f"{s.window:g} s of {m}" for m, s in self.steps.items())
         return f"{c.size} {kind} ({sum(p.numel() for p in self.model.parameters()):,} parameters), windows of {span}"
 
-    def _need(self, kind: type, wanted: str) -> None:
-        if isinstance(self.model, kind): return
+    def _need(self, kind: type[_Kind], wanted: str) -> _Kind:
+        if isinstance(self.model, kind): return self.model
         have = "a classifier, which gives predictions and features" if kind is AVMAE else "a pretrained autoencoder, which gives features and reconstructions"
         raise ValueError(f"this is {have}; for {wanted}, load a {'pretraining' if kind is AVMAE else 'finetuning'} run.")
 
@@ -92,10 +94,9 @@ class Model:
         "Labels of files. `windows`: consecutive ones over all of each file, or so many that are evenly spread, as in evaluation. ValueError for an autoencoder."
         return list(self.each_prediction(videos, windows=windows, batch_size=batch_size, workers=workers, progress=progress))
 
-    def each_prediction(self, videos: Videos, **how) -> Iterator[Prediction | Failure]:
+    def each_prediction(self, videos: Videos, **how: Any) -> Iterator[Prediction | Failure]:
         "As `predict`, one at a time, as they come."
-        self._need(AVClassifier, "predictions")
-        config, span = self.model.config, min(s.window for s in self.steps.values())
+        config, span = self._need(AVClassifier, "predictions").config, min(s.window for s in self.steps.values())
         names, heads = class_names(config, self.classes), tuple(config.heads_of.values())
         def finish(plan: Plan, logits: list[Tensor]) -> Prediction:
             seconds = torch.tensor([(max(w), min(max(w) + span, plan.length)) for w in plan.windows], dtype=torch.float64)
@@ -107,7 +108,7 @@ class Model:
         "Time-aligned tokens of files and their mean; `tokens=False` keeps the mean alone, which saves memory. Nothing is masked."
         return list(self.each_features(videos, tokens=tokens, batch_size=batch_size, workers=workers, progress=progress))
 
-    def each_features(self, videos: Videos, *, tokens: bool = True, **how) -> Iterator[Features | Failure]:
+    def each_features(self, videos: Videos, *, tokens: bool = True, **how: Any) -> Iterator[Features | Failure]:
         "As `features`, one at a time, as they come."
         def finish(plan: Plan, found: list[dict[str, Tensor]]) -> Features:
             map = {m: spans(plan.windows, m, self.steps[m], plan.length) for m in plan.modalities} if tokens else {}
@@ -141,7 +142,7 @@ class Model:
     @torch.no_grad()
     def _logits(self, samples: list[Sample]) -> list[Tensor]:
         inputs, present = self._inputs(samples)
-        with precision(self.device): return list(logits_of(self.model, inputs, present).cpu())
+        with precision(self.device): return list(logits_of(self._need(AVClassifier, "predictions"), inputs, present).cpu())
 
     @torch.no_grad()
     def _encoded(self, samples: list[Sample], tokens: bool) -> list[dict[str, Tensor]]:
@@ -172,7 +173,7 @@ class Model:
         return out
 
     def _views(self, plan: Plan, seed: int, batch_size: int, workers: int | None, bar: tqdm) -> Iterator[dict[str, Views]]:
-        task = _Drawing(self.model, self.frontend, self.clips, seed)
+        task = _Drawing(self._need(AVMAE, "reconstructions"), self.frontend, self.clips, seed)
         for part in _parts(self.reader([plan.path], None, workers, batch_size), batch_size):
             samples = [_or_raise(sample) for *_, sample in part]
             found = reconstruct(task, self.collate(samples))
@@ -242,6 +243,6 @@ def from_pretrained(name: str | Path, *, device: str | None = None, revision: st
         raise ValueError(f"{name} is neither a folder or file here nor a model on the hub that can be reached ({str(error).splitlines()[0]}).") from None
     return load(path, device)
 
-def _hub():
+def _hub() -> Any:
     try: return importlib.import_module("huggingface_hub")   # an extra, which nothing else here needs
     except ImportError: raise ImportError("the Hugging Face hub needs huggingface_hub: pip install 'avmae[hub]'.") from None

@@ -8,6 +8,7 @@ __all__ = ['inflate', 'image_names', 'from_image_weights']
 # %% ../nbs/images.ipynb #8577085c
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 import torch
 from einops import einsum
 from safetensors.torch import load_file
@@ -24,9 +25,10 @@ def inflate(kernel_dchw: Tensor, frames: int, kernel: str = "mean") -> Tensor:
 
 def image_names(model: AVMAE | AVClassifier) -> dict[str, str]:
     "{parameter of the encoder: what a timm Vision Transformer calls it}. Modalities that share a stack share the names."
-    own, leaves, names = model.config.modalities, Block(2, 1, 2).state_dict(), {}
+    own, leaves = model.config.modalities, Block(2, 1, 2).state_dict()
+    names: dict[str, str] = {}
     for m in own:
-        blocks = [f"encoder.{path}" for path in model.encoder.path(m)] if isinstance(model, AVMAE) else [f"blocks.{m}.{k}" for k in range(len(model.blocks[m]))]
+        blocks = [f"encoder.{path}" for path in model.encoder.path(m)] if isinstance(model, AVMAE) else [f"blocks.{m}.{k}" for k in range(model.config.stack_size.layers)]
         names |= {f"{block}.{leaf}": f"blocks.{k}.{leaf}" for k, block in enumerate(blocks) for leaf in leaves}
         names |= {f"embed.patch.{m}.{leaf}": f"patch_embed.proj.{leaf}" for leaf in ("weight", "bias")}
     norms = ["norm"] if isinstance(model, AVClassifier) else [f"encoder.{model.encoder.last_norm}"] if model.encoder.last_norm else [f"encoder.stacks.{m}.norm" for m in own]
@@ -63,4 +65,5 @@ def _image_state(weights: Mapping[str, Tensor] | nn.Module | str | Path) -> Mapp
     if not isinstance(weights, Mapping):
         if not Path(weights).is_file(): raise FileNotFoundError(f"{weights} does not exist; give a file of image weights.")
         weights = load_file(weights) if Path(weights).suffix == ".safetensors" else torch.load(weights, map_location="cpu", weights_only=True)
-    return weights.get("model", weights) if isinstance(weights.get("model", weights), Mapping) else weights
+    inner: Any = weights.get("model")   # of a MAE checkpoint
+    return inner if isinstance(inner, Mapping) else weights

@@ -8,6 +8,7 @@ __all__ = ['UsageError', 'gather_overrides', 'pairs', 'recipe_named', 'corpus_of
 
 # %% ../nbs/options.ipynb #64d5a52e
 import re
+from typing import Any
 
 # %% ../nbs/options.ipynb #09450beb
 class UsageError(ValueError):
@@ -34,13 +35,13 @@ def pairs(given: tuple[str, ...]) -> dict[str, str]:
         if "=" not in text: raise UsageError(f"--set takes KEY=VALUE, not {text!r}.")
     return dict(text.split("=", 1) for text in given)
 
-def recipe_named(name: str, overrides: dict[str, str]) -> object:
+def recipe_named(name: str, overrides: dict[str, str]) -> Any:
     "The recipe with other values; UsageError if there is no such recipe or path."
     from avmae.train.recipes import get_recipe
     try: return get_recipe(name, **overrides)
     except ValueError as error: raise UsageError(str(error)) from None
 
-def corpus_of(root: str, given: dict[str, str]) -> object:
+def corpus_of(root: str, given: dict[str, str]) -> Any:
     "The `CorpusConfig` of a folder; the table is called as is usual for its format. UsageError for an unknown option."
     from avmae.train.config import CorpusConfig, convert
     table = {"csv": "labels.csv", "manifest": "manifest.parquet"}.get(given.get("format", ""))
@@ -51,7 +52,8 @@ def corpus_of(root: str, given: dict[str, str]) -> object:
 def field_notes(config: type, prefix: str = "") -> dict[str, str]:
     "{dotted path: comment beside the field} of a config and all configs inside."
     import dataclasses, inspect, typing
-    notes, hints = {}, typing.get_type_hints(config)
+    notes: dict[str, str] = {}
+    hints = typing.get_type_hints(config)
     for base in reversed(config.__mro__[:-1]):
         if dataclasses.is_dataclass(base): notes |= {prefix + k: note for k, note in re.findall(r"^    (\w+):.*?  # (.+)$", inspect.getsource(base), re.M)}
     for field in dataclasses.fields(config):

@@ -11,6 +11,7 @@ import math, re
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -77,7 +78,9 @@ def to_torch(key: str, array: np.ndarray) -> Tensor:
 def _is_spectrogram_kernel(key: str) -> bool: return key.startswith("embedding_spec") and key.endswith("kernel")
 
 # %% ../nbs/scenic.ipynb #1d4eda7e
-def _plan(model: nn.Module, params: dict[str, np.ndarray], ignore: Iterable[str]) -> dict[str, list[str]]:
+_Model = TypeVar("_Model", AVMAE, AVClassifier)
+
+def _plan(model: AVMAE | AVClassifier, params: dict[str, np.ndarray], ignore: Iterable[str]) -> dict[str, list[str]]:
     plan = {name: scenic_keys(name, model) for name, _ in model.named_parameters()}
     used = {key for keys in plan.values() for key in keys}
     if missing := sorted(used - set(params)):
@@ -95,7 +98,7 @@ def _size(key: str, array: np.ndarray) -> int:
 def _mismatch(key: str, params: dict[str, np.ndarray], name: str, parameter: Tensor) -> str:
     return f"{key!r} of shape {params[key].shape} does not fit {name!r} of {tuple(parameter.shape)}."
 
-def _fill(build: Callable[[], nn.Module], params: dict[str, np.ndarray], ignore: Iterable[str] = ()) -> nn.Module:
+def _fill(build: Callable[[], _Model], params: dict[str, np.ndarray], ignore: Iterable[str] = ()) -> _Model:
     with torch.device("meta"): model = build()
     plan, weights = _plan(model, params, ignore), {}
     for name, parameter in model.named_parameters():
@@ -140,7 +143,7 @@ def _preset(numbers: dict[str, int]) -> str:
     return next((name for name, size in SIZES.items() if size == tuple(numbers[key] for key in size._fields)), "base")
 
 # %% ../nbs/scenic.ipynb #37b871bb
-def avmae_from_scenic(params: dict[str, np.ndarray], **overrides) -> AVMAE:
+def avmae_from_scenic(params: dict[str, np.ndarray], **overrides: Any) -> AVMAE:
     """The pretraining model of a parameter tree, in eval mode; `overrides` are fields of `AVMAEConfig`. Sizes, heads,
     patches and strategy follow from names and shapes, but two modalities in one stack need `encoder=` (early_fusion or
     shared), and one decoder stack is taken as shared unless `decoder="joint"`. Mask ratios are those of the published
@@ -175,7 +178,7 @@ def _published_masks(encoder: dict) -> dict:
 # %% ../nbs/scenic.ipynb #8bf49a8b
 PUBLISHED_FUSION = {309: 16, 527: 18}  # classes -> fusion_layer of the released ViT-L recipes: VGGSound, AudioSet
 
-def classifier_from_scenic(params: dict[str, np.ndarray], **overrides) -> AVClassifier:
+def classifier_from_scenic(params: dict[str, np.ndarray], **overrides: Any) -> AVClassifier:
     """The finetuned model of a parameter tree, in eval mode; `overrides` are fields of `AVClassifierConfig`. Both
     spellings of the spectrogram embedding are known; two modalities need `fusion_layer=` unless the tree is a published
     ViT-L. A `bottleneck` that is never used (one modality, or no fused layer) is ignored, and nothing else."""
@@ -185,11 +188,11 @@ def classifier_from_scenic(params: dict[str, np.ndarray], **overrides) -> AVClas
     if not inputs["modalities"] or head not in params:
         raise ScenicError("this is not a finetuned tree: it lacks 'embedding' and 'embedding_spec', or the head.")
     numbers, classes = _numbers(params, "Transformer"), _shape(params, head, 2)[1]
-    config = {**inputs, **numbers, "size": _preset(numbers), "num_classes": classes}
-    if "bottleneck" in params: config["bottlenecks"] = _shape(params, "bottleneck", 3)[1]
+    known: dict[str, Any] = {**inputs, **numbers, "size": _preset(numbers), "num_classes": classes}
+    if "bottleneck" in params: known["bottlenecks"] = _shape(params, "bottleneck", 3)[1]
     if len(inputs["modalities"]) > 1 and "fusion_layer" not in overrides:
-        config["fusion_layer"] = _published_fusion(numbers["layers"], classes)
-    config = AVClassifierConfig.from_dict({**config, **overrides})
+        known["fusion_layer"] = _published_fusion(numbers["layers"], classes)
+    config = AVClassifierConfig.from_dict({**known, **overrides})
     return _fill(lambda: AVClassifier(config), params, () if config.fuses else ("bottleneck",))
 
 def _published_fusion(layers: int, classes: int) -> int:
@@ -199,7 +202,7 @@ def _published_fusion(layers: int, classes: int) -> int:
 # %% ../nbs/scenic.ipynb #36bca6b5
 HEAD = "ProjectionHeadAndClassifier_0/output_projection/kernel"
 
-def convert(checkpoint: str | PathLike, out: str | PathLike, progress: bool = False, **overrides) -> dict:
+def convert(checkpoint: str | PathLike, out: str | PathLike, progress: bool = False, **overrides: Any) -> dict:
     """Write a checkpoint of the release as a safetensors file like that of a finished run, and return what its header says: kind,
     model, frontend, clips, classes (of which the release gives no names), a classifier's loss, source. `overrides` as in `avmae_from_scenic` and
     `classifier_from_scenic`. ScenicError or OSError in one sentence; `out` is there completely or not at all, and never replaced."""
@@ -221,13 +224,13 @@ def ignored(model: AVMAE | AVClassifier, params: dict[str, np.ndarray]) -> list[
 
 def described(model: AVMAE | AVClassifier) -> dict:
     "What the header of a weights file says of a published model: its config, and the inputs of the published recipes."
-    finetuned, c = isinstance(model, AVClassifier), model.config
-    audioset = c.num_classes == 527 if finetuned else c.encoder != "separate"
+    finetuned = isinstance(model, AVClassifier)
+    audioset = model.config.num_classes == 527 if isinstance(model, AVClassifier) else model.config.encoder != "separate"
     frontend = FrontendConfig(mean=1.102, std=2.762) if finetuned and audioset else FrontendConfig()
-    sampling = dict(frames=32, stride=2, windows=4) if finetuned else dict(frames=16, stride=4, resize_eval=224)
+    sampling: dict[str, Any] = dict(frames=32, stride=2, windows=4) if finetuned else dict(frames=16, stride=4, resize_eval=224)
     clips = ClipConfig(**sampling, samples=160_000 if audioset else 128_000)
     trained = dict(kind="finetune", loss="sigmoid" if audioset else "softmax") if finetuned else dict(kind="pretrain")   # a clip of AudioSet has several labels
-    return dict(**trained, model=c.to_dict(), frontend=frontend.to_dict(), clips=clips.to_dict(), classes=[])
+    return dict(**trained, model=model.config.to_dict(), frontend=frontend.to_dict(), clips=clips.to_dict(), classes=[])
 
 def _write(out: Path, model: nn.Module, about: dict) -> None:
     partial = out.with_name(f".{out.name}.partial")

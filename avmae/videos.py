@@ -11,7 +11,7 @@ __all__ = ['TICK', 'Planned', 'POOLED', 'TOKENS', 'LEAST', 'GAP', 'WHITE', 'WIDE
 import csv, io, json, math, os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from .train.board import GREY, Views
 class Steps(NamedTuple):
     "Time in one modality, as a model sees it: a window lasts `window` s and is `count` time steps of `each` s."
     window: float
-    count: int
+    count: int  # type: ignore[assignment]   # a tuple's own method of this name is no loss
     each: float
 
     @property
@@ -93,7 +93,7 @@ class Plan:
 
 def in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
     "`map` in a pool, the results in the order of the items, of which no more than `ahead` are taken before they are needed."
-    waiting = deque()
+    waiting: deque[Future] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) > ahead: yield waiting.popleft().result()
@@ -137,7 +137,7 @@ class Reader:
         finally: pool.shutdown(cancel_futures=True)
 
     def _part(self, number: int, plan: Plan | Failure, window: Window | None) -> Planned:
-        return number, plan, plan if window is None else _tolerant(plan.path, self.read, plan, window)
+        return number, plan, plan if isinstance(plan, Failure) else _tolerant(plan.path, self.read, plan, window)
 
 def _tolerant(path, function, *args):
     try: return function(*args)
@@ -247,7 +247,7 @@ def _pixels(video_tchw: Tensor) -> Tensor:
 
 def _coloured(logmel_fm: Tensor, low: float, high: float) -> Tensor:
     shares = ((logmel_fm - low) / (high - low)).T.flip(0).numpy()
-    return torch.from_numpy(matplotlib.colormaps["magma"].with_extremes(bad=[GREY] * 3)(shares, bytes=True)[..., :3])
+    return torch.from_numpy(matplotlib.colormaps["magma"].with_extremes(bad=(GREY, GREY, GREY))(shares, bytes=True)[..., :3])
 
 def _heard(views: Views, size: tuple[int, int], past: Tensor) -> Tensor:
     # three spectrograms u8 [t,3,h,w], a line where a share `past` [t] of each lies behind

@@ -11,7 +11,7 @@ import dataclasses, difflib, hashlib, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +66,8 @@ class ClipConfig:
         for key in sorted(values.keys() - set(known)):
             close = difflib.get_close_matches(key, known) or known
             raise ValueError(f"ClipConfig has no field {key!r}; there is {', '.join(close)}.")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})   # JSON has no tuples
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}   # JSON has no tuples
+        return cls(**given)
 
 # %% ../../nbs/data/03_clips.ipynb #ef77fe97
 def sample_rng(seed: int, epoch: int, id: str, repetition: int = 0) -> np.random.Generator:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator, Literal
 
 import av
 import numpy as np
@@ -29,7 +29,7 @@ def write_clip(path: str | Path, video: torch.Tensor | Iterable[torch.Tensor] | 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.flags |= av.container.Flags.bitexact.value   # no version strings in the file
+            container.flags |= av.container.Flags.bitexact.value  # type: ignore[operator]   # no version strings in the file
             encoders = [_encode_video(container, video, fps, crf, gop)] if video is not None else []
             encoders += [_encode_audio(container, waveform, rate)] if waveform is not None else []
             for packets in encoders: next(packets)   # all streams must exist before the first packet is written
@@ -110,7 +110,7 @@ def _other_than_media(kind):
     return "a single picture" if kind == "image2" or kind.endswith("_pipe") else None
 
 
-def best_stream(container: av.container.InputContainer, kind: str):
+def best_stream(container: av.container.InputContainer, kind: Literal["video", "audio"]) -> Any:
     "The stream of a kind (video, audio) that a player would play, or None. The cover picture of a song is no video."
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams if s.type == kind and not s.disposition & cover]
@@ -124,16 +124,17 @@ def decoder_threads() -> int:
     return min(4, os.cpu_count() or 1) if alone else 1
 
 # %% ../../nbs/data/00_codec.ipynb #f4133b12
-def packets_of(container: av.container.InputContainer, stream) -> Iterator[av.Packet]:
+def packets_of(container: av.container.InputContainer, stream: Any) -> Iterator[av.Packet]:
     "All packets of a stream, and an empty one at the end that asks the decoder for what it still holds."
     try: yield from container.demux(stream)
     except IndexError: return   # PyAV stumbles over streams that appear on the way, as in a damaged flv, after our own was flushed
 
 
-def decode_in_order(container: av.container.InputContainer, stream) -> Iterator[tuple]:
+def decode_in_order(container: av.container.InputContainer, stream: Any) -> Iterator[tuple]:
     "All that a stream holds, as (seconds, frame, None) or, where a packet does not decode, (seconds, None, error)."
     tick, step = float(stream.time_base), 1 / float(stream.guessed_rate or 25) if stream.type == "video" else 0.
     now, at, cut, partial = -np.inf, 0., None, False
+    frame: Any   # a picture, or a stretch of sound
     try:
         for packet in packets_of(container, stream):
             stamp = packet.dts if packet.pts is None else packet.pts
@@ -163,7 +164,7 @@ _SAMPLE = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl"
 def samples_of(frame: av.AudioFrame) -> np.ndarray:
     "The decoded samples of a frame, [channels, n] or interleaved [1, n * channels]."
     # PyAV's own to_ndarray looks for the planes behind the last one, and of eight channels finds a ninth that is not there
-    planes = frame.planes[:frame.layout.nb_channels if frame.format.is_planar else 1]
+    planes: Any = frame.planes[:frame.layout.nb_channels if frame.format.is_planar else 1]
     count = frame.samples * (1 if frame.format.is_planar else frame.layout.nb_channels)
     return np.stack([np.frombuffer(plane, _SAMPLE[frame.format.name.removesuffix("p")], count) for plane in planes])
 

@@ -42,7 +42,8 @@ def _serve(pipe):
 
 
 class _Worker:
-    process = job = None   # the process is started with its first job: there may be none
+    process: Any = None
+    job: Any = None   # the process is started with its first job: there may be none
 
     def _start(self):
         context = multiprocessing.get_context("spawn")   # a fork would inherit locks that decoder threads hold
@@ -84,7 +85,7 @@ class Crew:
     def __init__(self, workers: int): self.workers = [_Worker() for _ in range(workers)]
     def __enter__(self) -> "Crew": return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         for worker in self.workers: worker.kill()
 
     def work_off(self, next_job: Callable[[], Any]) -> Iterator[tuple[Any, Any]]:

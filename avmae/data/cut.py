@@ -9,6 +9,7 @@ __all__ = ['LIMIT', 'PrepareConfig', 'cut_clip', 'Cut']
 import errno, json, os, tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class Cut:
             return cut_clip(fetch(address, folder, self.config.short_side), self.target, start, end, self.config)
 
 
-def _is_ours(error):
+def _is_ours(error: Exception) -> TypeGuard[OSError]:
     "Whether it is about writing, and not about what was read."
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or isinstance(error, OSError) and str(error.filename).endswith(".partial")

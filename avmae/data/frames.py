@@ -8,6 +8,7 @@ __all__ = ['SLACK', 'shown_at', 'Upright', 'scaled', 'Painter', 'pictures_in_ord
 # %% ../../nbs/data/00_frames.ipynb #9aabcd03
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -29,7 +30,8 @@ class Upright:
     "The turn and mirroring that a frame's display matrix asks for: `Upright(frame)(pixels [h,w,c]) -> [h,w,c]`."
 
     def __init__(self, frame: av.VideoFrame):
-        matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        beside: Any = frame.side_data   # not the dictionary that PyAV's hint makes of it
+        matrix = next((data for data in beside if data.type.name == "DISPLAYMATRIX"), None)
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
         self.turned = abs(b) > abs(a)   # stored rows are shown as columns
         x, y = (c, b) if self.turned else (a, d)
@@ -46,17 +48,21 @@ def scaled(height: int, width: int, short_side: int | None) -> tuple[int, int]:
     return (short_side, width * short_side // height) if height <= width else (height * short_side // width, short_side)
 
 
+def _turned(size: tuple[int, int], turned: bool) -> tuple[int, int]: return (size[1], size[0]) if turned else size
+
+
 class Painter:
     "Decoded frames -> upright RGB pixels u8 [h,w,c], all of the size of the first one scaled to `short_side` (bilinear)."
 
     def __init__(self, short_side: int | None = None):
-        self.short_side, self.size, self.reformatter = short_side, None, VideoReformatter()
+        self.short_side, self.reformatter = short_side, VideoReformatter()
+        self.size: tuple[int, int] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         upright = Upright(frame)
-        turn = (lambda size: size[::-1]) if upright.turned else (lambda size: size)
-        self.size = self.size or scaled(*turn((frame.height, frame.width)), self.short_side)
-        height, width = turn(self.size)
+        height, width = _turned((frame.height, frame.width), upright.turned)
+        self.size = self.size or scaled(height, width, self.short_side)
+        height, width = _turned(self.size, upright.turned)
         rgb = self.reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
         return upright(rgb.to_ndarray())
 
@@ -96,7 +102,7 @@ def _on_screen(path, decoded, times, painter):
     yield from leave_until(np.inf)
 
 # %% ../../nbs/data/00_frames.ipynb #1882152d
-def pictures_wanted(container: av.container.InputContainer, stream, times: np.ndarray, short_side: int | None = None) -> list[np.ndarray] | None:
+def pictures_wanted(container: av.container.InputContainer, stream: Any, times: np.ndarray, short_side: int | None = None) -> list[np.ndarray] | None:
     "What `pictures_in_order` returns for the same `times`, decoding as little as possible; None, or the decoder's error, if the file does not allow it."
     tick, context = float(stream.time_base), stream.codec_context
     container.seek(int((times[0] + SLACK) // tick), stream=stream)

@@ -9,7 +9,7 @@ __all__ = ['JITTER', 'LONGEST', 'THINNEST', 'NARROWEST', 'LARGEST', 'VideoInfo',
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import av
 import numpy as np
@@ -71,7 +71,7 @@ class MediaFile:
         if video := self.streams["video"]: _use_threads(video)
 
     def __enter__(self) -> Self: return self
-    def __exit__(self, *_) -> None: self.close()
+    def __exit__(self, *_: Any) -> None: self.close()
     def close(self) -> None: self.container.close()
 
     def _stream(self, kind):

@@ -9,7 +9,7 @@ __all__ = ['Batch', 'Collate', 'epoch_order', 'split', 'TrainBatches', 'EvalBatc
 # %% ../../nbs/data/04_loader.ipynb #bf4ed873
 import contextlib, ctypes, functools, gc, hashlib, signal, sys, threading
 from itertools import count, islice
-from typing import Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same on another device."
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)
+        move: Callable[[Any], Any] = lambda x: None if x is None else x.to(device, non_blocking=True)
         return self._replace(video=move(self.video), audio=move(self.audio), labels=move(self.labels),
                              present={kind: move(x) for kind, x in self.present.items()})
 
@@ -47,7 +47,7 @@ class Collate:
     def __init__(self, config: ClipConfig, classes: int, multilabel: bool = False):
         self.config, self.classes, self.multilabel = config, classes, multilabel
 
-    def __call__(self, items: list[Sample | Failure]) -> Batch:
+    def __call__(self, items: Sequence[Sample | Failure]) -> Batch:
         c, samples = self.config, [item for item in items if isinstance(item, Sample)]
         parts = {"video": [s.video for s in samples] if c.frames else None, "audio": [s.waveform for s in samples] if c.samples else None}
         blank = {"video": torch.zeros(c.frames, 3, c.size, c.size, dtype=torch.uint8), "audio": torch.zeros(c.samples)}
@@ -87,7 +87,7 @@ class TrainBatches:
         self.places = split(batch_size, world_size)[rank]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = None, None
+        epoch, order = -1, np.empty(0)
         for step in islice(count(self.start_step), self.steps):
             keys = []
             for place in (step * self.batch_size + place for place in self.places):

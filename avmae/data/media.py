@@ -8,7 +8,7 @@ __all__ = ['FROM_START', 'PREROLL', 'Clip', 'Media', 'wrapped', 'read_video', 'r
 
 # %% ../../nbs/data/00_media.ipynb #789e999c
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -58,7 +58,9 @@ class Media(MediaFile):
 
     def all_pictures(self, short_side: int | None = None, within: tuple[float, float] = (0., np.inf)) -> tuple[np.ndarray, torch.Tensor]:
         "Every picture on the screen between two instants: when each appears (s, [t]), and u8 [t,c,h,w]. A break is an error."
-        appears, pixels, painter = [], [], Painter(short_side)
+        appears: list[float] = []
+        pixels: list[np.ndarray] = []
+        painter = Painter(short_side)
         for seconds, frame, error in self._decode("video"):
             if error is not None or frame.is_corrupt: raise self._break("video", seconds, error)
             if seconds - self.origin >= within[1]: break
@@ -154,6 +156,6 @@ def read_audio(path: str | Path, start: float, samples: int, rate: int = 16000) 
     with Media(path) as media: return media.audio(start, samples, rate)
 
 
-def read_clip(path: str | Path, **window) -> Clip:
+def read_clip(path: str | Path, **window: Any) -> Clip:
     "A window of pictures and sound that start at the same instant; `window`: the arguments of `Media.clip`."
     with Media(path) as media: return media.clip(**window)

@@ -28,7 +28,7 @@ from .manifest import READABLE, SCHEMA, Manifest
 from .shards import member_name, read_member, write_page, write_tar, write_whole
 
 try: import fcntl
-except ImportError: fcntl = None   # Windows: two at a time in one folder are not noticed there
+except ImportError: fcntl = None  # type: ignore[assignment]   # Windows: two at a time in one folder are not noticed there
 
 # %% ../../nbs/data/05_prepare.ipynb #c9834a65
 @dataclass(frozen=True)
@@ -80,11 +80,14 @@ class _Preparation:
     """The state of the work. Shards are settled in order; `turn` is the next one. `facts[k]` {place in the shard: facts} of those that are
     under way, None if an earlier call has finished shard k."""
 
-    def __init__(self, manifest, out, config, address, bar):
+    def __init__(self, manifest: Manifest, out: Path, config: PrepareConfig, address: str | None, bar: tqdm):
         self.manifest, self.out, self.config, self.address, self.bar = manifest, out, config, address, bar
-        self.shards, self.facts, self.turn = plan(manifest, config.shard_clips), {}, 0
+        self.shards, self.turn = plan(manifest, config.shard_clips), 0
+        self.facts: dict[int, Any] = {}
         self.seen: dict[str, tuple] = {}   # checksum -> (id, where it is from)
-        self.packs, self.cuts, self.places = deque(), self._cuts(), {}
+        self.packs: deque[Pack] = deque()
+        self.places: dict[Path, tuple[int, int]] = {}
+        self.cuts = self._cuts()
 
     def next_job(self) -> Cut | Pack | None:
         "What a free process should do."
@@ -220,7 +223,7 @@ def _save_changed(manifest, path):
 
 def summary(prepared: Manifest) -> dict:
     "What `report.json` holds: counts by split and reason, the bytes of all shards, and each clip that is lost or unusual with a sentence."
-    said = {}
+    said: dict[str, dict[str, str]] = {}
     for row in prepared:
         if row.status != "ok": said.setdefault(row.status, {})[row.id] = row.note
     coverage = {split: dict(zip(("kept", "listed"), prepared.coverage(split))) for split in prepared.splits}

@@ -70,7 +70,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, Path | bytes]]) -> dict[s
     return places
 
 
-def read_member(path: Path) -> bytes:
+def read_member(path: str | Path) -> bytes:
     "The content of a file, or of one within a tar."
     file, first, size = within_tar(path) or (path, 0, -1)
     with open(file, "rb") as opened:
@@ -78,7 +78,7 @@ def read_member(path: Path) -> bytes:
         return opened.read(size)
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: str | Path) -> str:
     "SHA-256 of a file, or of one within a tar."
     if within_tar(path): return hashlib.sha256(read_member(path)).hexdigest()
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()   # may be longer than memory

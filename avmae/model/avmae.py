@@ -114,14 +114,14 @@ class Embedding(nn.Module):
     "Patches of every modality -> tokens with positions (and modality tokens, if the config says so)."
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width = config.stack_size.width
+        self.width = width = config.stack_size.width
         self.patch = nn.ModuleDict({m: PatchEmbed(config.values(m), width) for m in config.modalities})
         self.modality_token = nn.ParameterDict(
             {m: nn.Parameter(torch.zeros(width)) for m in config.modalities if config.modality_tokens})
 
     def forward(self, modality: str, patches: Tensor, ids: Tensor | None = None) -> Tensor:
         "Patches [b,n,p] -> [b,n,d], or of those at ids [b,k] only -> [b,k,d]."
-        positions = position_table(patches.shape[1], self.patch[modality].out_features, patches.device)
+        positions = position_table(patches.shape[1], self.width, patches.device)
         if ids is not None: patches, positions = take(patches, ids), positions[ids]
         tokens = self.patch[modality](patches) + positions
         return tokens + self.modality_token[modality] if self.modality_token else tokens
@@ -206,5 +206,5 @@ class AVMAE(nn.Module):
         targets = {m: x if ids is None else take(x, ids[m]) for m, x in patches.items()}
         if c.standardise_targets: targets = {m: standardise(x) for m, x in targets.items()}
         losses = {m: masked_loss(predictions[m], targets[m], weights[m], c.loss_per_value) for m in patches}
-        loss = sum(c.loss_weight[m] * x for m, x in losses.items())
+        loss: Tensor = sum(c.loss_weight[m] * x for m, x in losses.items())  # type: ignore[assignment]   # of one at least
         return AVMAEOutput(loss, losses, predictions, targets, weights, masks, ids)

@@ -69,18 +69,18 @@ class Decoder(nn.Module):
         self.head = nn.ModuleDict({m: nn.Linear(d, p) for m, p in values.items()})
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         "Xavier projections; heads start at zero, so the first prediction is zero everywhere."
-        for projection in self.projection.values(): nn.init.xavier_uniform_(projection.weight)
-        for head in self.head.values(): nn.init.zeros_(head.weight)
-        for linear in (*self.projection.values(), *self.head.values()): nn.init.zeros_(linear.bias)
+        for projection in self.projection.values(): nn.init.xavier_uniform_(projection.get_parameter("weight"))
+        for head in self.head.values(): nn.init.zeros_(head.get_parameter("weight"))
+        for linear in (*self.projection.values(), *self.head.values()): nn.init.zeros_(linear.get_parameter("bias"))
 
     def forward(self, encoded: dict[str, Tensor], masks: dict[str, Mask], orders: dict[str, Tensor] | None = None,
                 ratio: float = 1.) -> DecoderOutput:
         """`orders` {m: permutation [b,n]} are needed if the decoder shuffles, and only then. With a `ratio` below 1, only
         so many of the places that count are decoded, and the given ones."""
         projected = {m: self.projection[m](x) for m, x in encoded.items()}
-        inputs, ids = {m: self.place(m, self.assemble(m, projected, masks), orders) for m in projected}, None
+        inputs, ids = {m: self.place(m, self.assemble(m, projected, masks), orders or {}) for m in projected}, None
         if ratio < 1: inputs, ids = self.part(inputs, masks, ratio)
         decoded = self.trunk({m: x.tokens for m, x in inputs.items()})
         return DecoderOutput({m: self.head[m](x) for m, x in decoded.items()}, {m: x.weights for m, x in inputs.items()}, ids)
@@ -101,15 +101,16 @@ class Decoder(nn.Module):
         other, = (x for m, x in projected.items() if m != modality)
         return inpainting_input(other, mask.n, token)
 
-    def place(self, modality: str, x: DecoderInput, orders: dict[str, Tensor] | None) -> DecoderInput:
+    def place(self, modality: str, x: DecoderInput, orders: dict[str, Tensor]) -> DecoderInput:
         "Add positions and modality token; the release shuffles after that, the aligned variant before."
         if self.shuffled == "aligned": x = shuffle(x, orders[modality])
-        tokens = x.tokens + position_table(*x.tokens.shape[1:], x.tokens.device)
+        _, n, d = x.tokens.shape
+        tokens = x.tokens + position_table(n, d, x.tokens.device)
         if self.modality_token: tokens = tokens + self.modality_token[modality]
         x = x._replace(tokens=tokens)
         return shuffle(x, orders[modality]) if self.shuffled == "as_released" else x
 
-def build_trunk(strategy: str, size: Size, modalities: tuple[str, ...]) -> nn.Module:
+def build_trunk(strategy: str, size: Size, modalities: tuple[str, ...]) -> Shared | Separate:
     "The stacks of a decoder strategy, one of `DECODERS`."
     if strategy == "shared": return Shared(size)
     if strategy == "separate": return Separate(size, modalities)

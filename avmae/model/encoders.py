@@ -24,7 +24,7 @@ class Shared(nn.Module):
         "Names of the blocks that a token of `modality` passes, in order: what finetuning inherits."
         return [f"stack.blocks.{i}" for i in range(len(self.stack.blocks))]
 
-    last_norm = "stack.norm"  # the LayerNorm that all modalities share at the end, None if they do not
+    last_norm: str | None = "stack.norm"  # the LayerNorm that all modalities share at the end, None if they do not
 
 # %% ../../nbs/model/04_encoders.ipynb #c2013d57
 class EarlyFusion(Shared):
@@ -38,16 +38,16 @@ class Separate(nn.Module):
     "A stack for each modality; they never meet."
     def __init__(self, size: Size, modalities: tuple[str, ...]):
         super().__init__()
-        self.stacks = nn.ModuleDict({m: Transformer(*size) for m in modalities})
+        self.stacks, self.layers = nn.ModuleDict({m: Transformer(*size) for m in modalities}), size.layers
 
     def forward(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         return {m: self.stacks[m](x) for m, x in tokens.items()}
 
     def path(self, modality: str) -> list[str]:
         "As `Shared.path`."
-        return [f"stacks.{modality}.blocks.{i}" for i in range(len(self.stacks[modality].blocks))]
+        return [f"stacks.{modality}.blocks.{i}" for i in range(self.layers)]
 
-    last_norm = None
+    last_norm: str | None = None
 
 # %% ../../nbs/model/04_encoders.ipynb #d1aa1572
 class MidFusion(Separate):
@@ -68,7 +68,7 @@ class MidFusion(Separate):
 # %% ../../nbs/model/04_encoders.ipynb #5982aa9f
 ENCODERS = ("early_fusion", "shared", "separate", "mid_fusion")
 
-def build_encoder(strategy: str, size: Size, modalities: tuple[str, ...], fusion_layers: int) -> nn.Module:
+def build_encoder(strategy: str, size: Size, modalities: tuple[str, ...], fusion_layers: int) -> Shared | Separate:
     "The encoder called `strategy`, one of `ENCODERS`; `fusion_layers` matters to mid_fusion only."
     if strategy == "early_fusion": return EarlyFusion(size)
     if strategy == "shared": return Shared(size)

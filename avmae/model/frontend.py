@@ -7,9 +7,9 @@ __all__ = ['check_keys', 'Config', 'FrontendConfig', 'Frontend', 'measure']
 
 # %% ../../nbs/model/00_frontend.ipynb #2a7e29f0
 import dataclasses, difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,12 +30,14 @@ def _tuples(value):
 
 class Config:
     "What all configs share: a round trip through plain JSON values."
-    def to_dict(self) -> dict:
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]   # every config is a dataclass
+
+    def to_dict(self) -> dict[str, Any]:
         "All fields as JSON-able values."
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         "The inverse of `to_dict`, also after a trip through JSON; ValueError for an unknown key."
         check_keys(values, [f.name for f in dataclasses.fields(cls)], cls.__name__)
         return cls(**{k: _tuples(v) for k, v in values.items()})

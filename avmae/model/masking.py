@@ -31,12 +31,12 @@ class Mask(NamedTuple):
         return torch.ones(self.keep.shape[0], self.n, device=self.keep.device).scatter_(1, self.keep, 0.)
 
 # %% ../../nbs/model/02_masking.ipynb #5f09951e
-def random_order(b: int, n: int, generator: torch.Generator | None = None, device=None) -> Tensor:
+def random_order(b: int, n: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
     "`b` independent uniform permutations of n, int64 [b,n]; drawn on the generator's device, returned on `device`."
     drawn_on = device if generator is None else generator.device
     return torch.rand(b, n, generator=generator, device=drawn_on).argsort(1).to(device)
 
-def random_mask(b: int, n: int, ratio: float, generator: torch.Generator | None = None, device=None) -> Mask:
+def random_mask(b: int, n: int, ratio: float, generator: torch.Generator | None = None, device: torch.device | None = None) -> Mask:
     """`b` independent uniform masks that hide `int(ratio * n)` of n tokens; kept ids are in random order (METHOD.md c).
     With nothing to hide the order stays raster; ValueError if nothing would be kept."""
     hidden = int(ratio * n)

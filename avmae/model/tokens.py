@@ -44,7 +44,7 @@ class PatchEmbed(nn.Linear):
     "Patches [b,k,p] -> tokens [b,k,d]: the strided convolution of METHOD.md b, for any choice of patches."
     def __init__(self, values: int, width: int): super().__init__(values, width)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         "LeCun normal, truncated at two standard deviations; the bias is zero."
         std = self.in_features ** -.5 / .87962566103423978   # a unit normal truncated at two has that deviation
         nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)

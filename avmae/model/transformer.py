@@ -60,17 +60,17 @@ class Block(nn.Module):
         if width % heads: raise ValueError(f"width {width} is not a multiple of {heads} heads.")
         self.norm1, self.norm2 = layer_norm(width), layer_norm(width)
         self.attn = Attention(width, heads, qkv_bias=True)
-        self.mlp = Mlp(width, mlp, act_layer=partial(nn.GELU, approximate="tanh"))
+        self.mlp = Mlp(width, mlp, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]   # timm's hint asks for a class
         self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         "Xavier uniform, each of q, k, v as a matrix of its own; attention biases 0, MLP biases N(0, 1e-6)."
         matrices = self.attn.proj, self.mlp.fc1, self.mlp.fc2
         for weight in (*self.attn.qkv.weight.chunk(3), *(linear.weight for linear in matrices)):
             nn.init.xavier_uniform_(weight)
         for linear in (self.attn.qkv, self.attn.proj): nn.init.zeros_(linear.bias)
-        for linear in (self.mlp.fc1, self.mlp.fc2): nn.init.normal_(linear.bias, std=1e-6)
+        for name in ("fc1.bias", "fc2.bias"): nn.init.normal_(self.mlp.get_parameter(name), std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         again = self.recompute and torch.is_grad_enabled()

@@ -37,7 +37,7 @@ def student_t(freedom: int, confidence: float = .95) -> float:
 def interval(differences: Iterable[float], step: float = 0., confidence: float = .95) -> tuple[float, float] | None:
     "Confidence interval of the mean of `differences` between scores that come in steps of `step`; None for a single one."
     mean, std, n = estimate(differences)
-    if n < 2: return None
+    if std is None: return None
     half = student_t(n - 1, confidence) * max(std, step / math.sqrt(6)) / math.sqrt(n)
     return mean - half, mean + half
 
@@ -87,7 +87,8 @@ def comparable(runs: pd.DataFrame, headline: bool = False) -> pd.DataFrame:
     for corpus, some in runs[runs["source_corpus"].notna()].groupby("source_corpus"):
         wanted = some["source_run"].map(lambda name: bool(_OF_A_SEED.fullmatch(name))) != headline
         if wanted.any(): kept[some.index] = wanted
-    runs, computed = runs[kept], {}   # (hash of pretraining, of finetuning): the pretraining that did it first
+    runs = runs[kept]
+    computed: dict[tuple[str, ...], str] = {}   # (hash of pretraining, of finetuning): the pretraining that did it first
     def first(source: str, *asked: str) -> bool:
         return any(_known(one) is None for one in asked) or computed.setdefault(asked, source) == source
     hashes = runs["config_hash"] if "config_hash" in runs else [None] * len(runs)

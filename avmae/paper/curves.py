@@ -35,12 +35,12 @@ def lines(runs: pd.DataFrame, x: str, corpus: str = "vggsound") -> list[Line]:
 def spread(places: Sequence[float], gap: float) -> list[float]:
     "`places` moved apart until neighbours are `gap` apart, with the least sum of squared moves; in the order given."
     order = sorted(range(len(places)), key=lambda k: places[k])
-    piles = []   # [sum of the bottoms that its members wish for, members]
+    piles: list[tuple[float, int]] = []   # (sum of the bottoms that its members wish for, members)
     for rank, k in enumerate(order):
-        piles.append([places[k] - rank * gap, 1])
+        piles.append((places[k] - rank * gap, 1))
         while len(piles) > 1 and piles[-2][0] / piles[-2][1] > piles[-1][0] / piles[-1][1]:
             wish, members = piles.pop()
-            piles[-1] = [piles[-1][0] + wish, piles[-1][1] + members]
+            piles[-1] = piles[-1][0] + wish, piles[-1][1] + members
     bottoms = [wish / members for wish, members in piles for _ in range(members)]
     moved = dict(zip(order, (bottom + rank * gap for rank, bottom in enumerate(bottoms))))
     return [moved[k] for k in range(len(places))]

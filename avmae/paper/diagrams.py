@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'INK', 'FAINT', 'SIDE', 'STEP', 'APART', 'HIGH', 'ROW', 'N
 
 # %% ../../nbs/paper/05_diagrams.ipynb #a902a3cd
 import math
+from typing import Any
 from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def _tokens(axis: Axes, x: float, y: float, colours: Sequence[str | None], faint
         axis.add_patch(Rectangle((x + k * STEP, y - SIDE / 2), SIDE, SIDE, facecolor=face, edgecolor=edge, lw=.6, clip_on=False))
     return x + len(colours) * STEP - (STEP - SIDE)
 
-def kept(config, tokens: dict[str, int]) -> dict[str, int]:
+def kept(config: Any, tokens: dict[str, int]) -> dict[str, int]:
     "Tokens of each modality that the encoder sees: what `mask_ratio` leaves of `tokens`."
     return {m: tokens[m] - int(config.mask_ratio[m] * tokens[m]) for m in config.modalities}
 
@@ -81,7 +82,7 @@ def _apart(axis: Axes, modalities: Sequence[str], x: float, y: float, w: float, 
     for m in modalities: _box(axis, x, y + ROW[m] * APART, w, HIGH, COLOURS["both" if shared else m], _layers(layers, short), 0 if short else layers)
     if shared and len(modalities) > 1: _words(axis, x + w / 2, y, "same weights" if not short else "=", 6.)
 
-def _encoder(axis: Axes, config, x: float, y: float, w: float, short: bool = False) -> None:
+def _encoder(axis: Axes, config: Any, x: float, y: float, w: float, short: bool = False) -> None:
     "The stacks of an encoder in a width of `w`, around the middle line `y`."
     layers, everyone = config.stack_size.layers, 2 * APART + HIGH
     if config.encoder == "early_fusion": _box(axis, x, y, w, everyone, COLOURS["both"], _layers(layers, short), 0 if short else layers)
@@ -93,7 +94,7 @@ def _encoder(axis: Axes, config, x: float, y: float, w: float, short: bool = Fal
         _box(axis, x + w - last, y, last, everyone, COLOURS["both"], f"{joint}" if short else f"{joint}\nlayer{'s' * (joint > 1)}", 0 if short else joint)
     else: _apart(axis, config.modalities, x, y, w, layers, config.encoder == "shared", short)
 
-def _encoder_panel(axis: Axes, config, tokens: dict[str, int], x: float, y: float, width: float) -> None:
+def _encoder_panel(axis: Axes, config: Any, tokens: dict[str, int], x: float, y: float, width: float) -> None:
     seen, squares = kept(config, tokens), 4
     start, stop = x + .78, x + width - .66
     for m in config.modalities:
@@ -114,12 +115,12 @@ def encoders_figure(configs: Sequence, tokens: dict[str, int], width: float = 7.
     return figure
 
 # %% ../../nbs/paper/05_diagrams.ipynb #0945617f
-def _decoder(axis: Axes, config, x: float, y: float, w: float, short: bool = False) -> None:
+def _decoder(axis: Axes, config: Any, x: float, y: float, w: float, short: bool = False) -> None:
     layers = config.decoder_size.layers
     if config.decoder == "joint": _box(axis, x, y, w, 2 * APART + HIGH, COLOURS["both"], _layers(layers, short), 0 if short else layers)
     else: _apart(axis, config.modalities, x, y, w, layers, config.decoder == "shared", short)
 
-def _decoder_panel(axis: Axes, config, tokens: dict[str, int], x: float, y: float, width: float) -> None:
+def _decoder_panel(axis: Axes, config: Any, tokens: dict[str, int], x: float, y: float, width: float) -> None:
     seen, squares = kept(config, tokens), 5
     start, stop = x + .82, x + width - .84
     for m in config.modalities:
@@ -143,7 +144,7 @@ def decoders_figure(configs: Sequence, tokens: dict[str, int], width: float = 7.
     return figure
 
 # %% ../../nbs/paper/05_diagrams.ipynb #e64b45e4
-def _objective_panel(axis: Axes, config, tokens: dict[str, int], x: float, y: float, width: float) -> None:
+def _objective_panel(axis: Axes, config: Any, tokens: dict[str, int], x: float, y: float, width: float) -> None:
     seen, squares, from_other = kept(config, tokens), 7, config.objective == "inpainting"
     start = x + .95
     for m in config.modalities:
@@ -199,7 +200,7 @@ def _picture(axis: Axes, picture: np.ndarray, x: float, y: float, w: float, h: f
     axis.imshow(picture, extent=(x, x + w, y, y + h), interpolation="nearest", aspect="auto", clip_on=False, zorder=level)
     axis.add_patch(Rectangle((x, y), w, h, facecolor="none", edgecolor=colour, lw=.8, clip_on=False, zorder=level + .2))
     if grid:
-        thin = dict(color="white", lw=min(.5, 20 * min(w / grid[1], h / grid[0]) / 4), clip_on=False, zorder=level + .1)
+        thin: dict[str, Any] = dict(color="white", lw=min(.5, 20 * min(w / grid[1], h / grid[0]) / 4), clip_on=False, zorder=level + .1)
         for k in range(1, grid[0]): axis.plot([x, x + w], [y + h * k / grid[0]] * 2, **thin)
         for k in range(1, grid[1]): axis.plot([x + w * k / grid[1]] * 2, [y, y + h], **thin)
 
@@ -212,7 +213,7 @@ def _shown(clip: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         picture = np.where(big[..., None], GREY, picture)
     return picture if clip.ndim == 3 else picture.transpose(1, 0, 2)[::-1]
 
-def _clip(axis: Axes, config, grids: dict, x: float, top: float, low: float, show: str) -> None:
+def _clip(axis: Axes, config: Any, grids: dict, x: float, top: float, low: float, show: str) -> None:
     "The clip at `x`, frames above `top` and spectrogram above `low`; `show`: all of it, what is kept, or what is hidden."
     clip = made_up_clip(grids)
     for m in config.modalities:
@@ -223,7 +224,7 @@ def _clip(axis: Axes, config, grids: dict, x: float, top: float, low: float, sho
         else:
             for k in range(3): _picture(axis, _shown(clip[m][k], cover(mask[k % grid[0]])), x + .17 * k, top + .17 * (2 - k), .7, .7, COLOURS[m], cut, level=k + 1)
 
-def overview_figure(config, grids: dict[str, tuple[int, ...]], width: float = 7.) -> Figure:
+def overview_figure(config: Any, grids: dict[str, tuple[int, ...]], width: float = 7.) -> Figure:
     "From a clip to the loss of an `AVMAEConfig`; `grids` {modality: patches along each axis}. ValueError unless it reconstructs two modalities."
     if config.modalities != ("video", "audio"): raise ValueError(f"the overview is of video and sound together, not of {config.modalities}.")
     if config.objective != "reconstruction": raise ValueError(f"the overview is of reconstruction, not of {config.objective}: `objectives_figure` shows both.")
@@ -236,7 +237,7 @@ def overview_figure(config, grids: dict[str, tuple[int, ...]], width: float = 7.
     return figure
 
 # %% ../../nbs/paper/05_diagrams.ipynb #a33d2b3f
-def _captions(axis: Axes, config, tokens: dict[str, int]) -> None:
+def _captions(axis: Axes, config: Any, tokens: dict[str, int]) -> None:
     seen, hidden, layers = kept(config, tokens), config.mask_ratio, config.stack_size.layers
     depth = f"{layers - config.joint_layers} + {_layers(config.joint_layers)}" if config.encoder == "mid_fusion" else _layers(layers)
     told = {.6: ("clip", f"{tokens['video']:,} patches of video,\n{tokens['audio']:,} of sound"),
@@ -248,7 +249,7 @@ def _captions(axis: Axes, config, tokens: dict[str, int]) -> None:
         _words(axis, x, 2.57, title, 7.5, weight="bold", va="baseline")
         _words(axis, x, .22, text, 6.5)
 
-def _stages(axis: Axes, config, tokens: dict[str, int], y: float, picture: dict[str, float]) -> None:
+def _stages(axis: Axes, config: Any, tokens: dict[str, int], y: float, picture: dict[str, float]) -> None:
     "Encoder and decoder, and what passes between them, around the middle line `y`; `picture`: the middles of the pictures."
     seen = kept(config, tokens)
     for m in config.modalities:

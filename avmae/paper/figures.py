@@ -59,6 +59,7 @@ class Reconstruction:
     @property
     def from_other(self) -> ndarray:
         "The second prediction, NaN where there is none."
+        assert self.made is not None
         return self._where(self.made, self.apart, np.nan)
 
 # %% ../../nbs/paper/02_figures.ipynb #cec2a802
@@ -86,10 +87,10 @@ def reconstruction_figure(clips: Sequence[dict[str, Reconstruction]], frames: in
     if not clips: raise ValueError("there is no clip to draw.")
     video, audio = ([clip[m] for clip in clips if m in clip] for m in ("video", "audio"))
     total = len(video[0].original) if video else 0
-    chosen = np.linspace(0, total - 1, min(frames, total)).round().astype(int) if video else []
+    chosen: list[int] = np.linspace(0, total - 1, min(frames, total)).round().astype(int).tolist() if video else []
     ratios = [1.] * len(chosen) + ([2.] if audio else [])
     figure = Figure(figsize=(width, (width - 1.) / sum(ratios) * 1.05 * len(words) * len(clips) + .4), layout="constrained")
-    for block, clip in zip(np.ravel(figure.subfigures(len(clips), 1)), clips):
+    for block, clip in zip(np.ravel(figure.subfigures(len(clips), 1, squeeze=False)), clips):
         axes = block.subplots(len(words), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, "wspace": .03, "hspace": .03})
         _draw_clip(axes, clip, chosen, words)
         if clip is clips[0]: _titles(axes[0], chosen, total, seconds, bool(audio))

@@ -14,7 +14,7 @@ from .runs import load_records
 # %% ../../nbs/paper/06_index.ipynb #526eaed2
 def makers(notebooks: str | Path) -> dict[str, Path]:
     "{file name, or its stem: the notebook table_* or figure_* of the folder that names it in quotes}; of several, the first by name."
-    made = {}
+    made: dict[str, Path] = {}
     for path in sorted((path for path in Path(notebooks).glob("*.ipynb") if path.name.startswith(("table_", "figure_"))), reverse=True):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -69,7 +69,7 @@ def index(folder: str | Path, notebooks: str | Path | None = None) -> str:
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"{folder} does not exist; it is the folder that tables and figures were written to.")
     made = makers(notebooks) if notebooks else {}
-    groups = {}
+    groups: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in ("index.md", "runs.csv") and not path.name.startswith(".")):
         groups.setdefault(path.stem, []).append(path)
     kinds = {"Tables": "table_", "Figures": "figure_", "More": ""}

@@ -7,6 +7,7 @@ __all__ = ['SOURCES', 'METRICS', 'RECORDS', 'Published', 'published', 'compariso
 
 # %% ../../nbs/paper/03_published.ipynb #490708be
 from dataclasses import dataclass
+from typing import Any
 import pandas as pd
 from .runs import INPUTS
 from .tables import TextTable
@@ -68,19 +69,19 @@ class Published:
     @property
     def source(self) -> str:
         "Its sources, to be read."
-        return "; ".join(f"{name}: {place}" for name, place in map(SOURCES.get, self.sources))
+        return "; ".join(f"{name}: {place}" for name, place in (SOURCES[key] for key in self.sources))
 
 # %% ../../nbs/paper/03_published.ipynb #6822d6ba
 RECORDS: list[Published] = []
 
-def _add(corpus: str, method: str, sources: str, variant: str = "", train: str | None = None, **by_input) -> None:
+def _add(corpus: str, method: str, sources: str, variant: str = "", *, train: str | None = None, **by_input: Any) -> None:
     for inputs, values in by_input.items():
         for metric, value in zip(METRICS[corpus], values if isinstance(values, tuple) else (values,)):
             if value is not None:
                 RECORDS.append(Published(method=method, variant=variant, corpus=corpus, train=train or corpus, inputs=inputs, metric=metric, value=value, sources=tuple(sources.split())))
 
 # %% ../../nbs/paper/03_published.ipynb #7f1d1cec
-def _vggsound(*row, **by_input) -> None: _add("VGGSound", *row, **by_input)
+def _vggsound(*row: str, **by_input: Any) -> None: _add("VGGSound", *row, **by_input)
 
 _vggsound("AV-MAE", "av_mae papers_vggsound", audio=57.2, audiovisual=65.0)
 _vggsound("AV-MAE", "av_mae", video=50.3)
@@ -104,7 +105,7 @@ _vggsound("Mirasol3B", "papers_vggsound", audiovisual=69.8)
 _vggsound("AV-JEPA", "av_jepa", "ViT-B, pretrained on AudioSet-2M", audiovisual=57.1)
 
 # %% ../../nbs/paper/03_published.ipynb #ab2093f5
-def _audioset(train: str, *row, **by_input) -> None: _add("AudioSet", *row, train=f"AudioSet-{train}", **by_input)
+def _audioset(train: str, *row: str, **by_input: Any) -> None: _add("AudioSet", *row, train=f"AudioSet-{train}", **by_input)
 
 _audioset("500K", "AV-MAE", "av_mae papers_audioset wizwand", audio=46.6, audiovisual=51.8)
 _audioset("500K", "AV-MAE", "av_mae wizwand", video=31.1)
@@ -150,7 +151,7 @@ _audioset("2M", "AV-JEPA", "av_jepa", audio=26.0, video=12.8, audiovisual=32.7)
 _audioset("20K", "AV-JEPA", "av_jepa", audio=23.7, video=10.3, audiovisual=29.6)
 
 # %% ../../nbs/paper/03_published.ipynb #e4de0e5d
-def _epic(*row, **by_input) -> None: _add("Epic-Kitchens-100", *row, **by_input)
+def _epic(*row: str, **by_input: Any) -> None: _add("Epic-Kitchens-100", *row, **by_input)
 
 _epic("AV-MAE", "papers_epic", audio=(52.7, 27.2, 19.7), video=(70.8, 55.9, 45.8))
 _epic("AV-MAE", "papers_epic wizwand", audiovisual=(71.4,))

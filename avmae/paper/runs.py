@@ -10,12 +10,13 @@ __all__ = ['REQUIRED', 'STARTS', 'INPUTS', 'flatten', 'read_run', 'read_runs', '
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 import pandas as pd
 
 # %% ../../nbs/paper/00_runs.ipynb #dcb26763
 def flatten(record: dict, prefix: str = "") -> dict:
     "Nested dictionaries as one: {'result': {'top1': .5}} -> {'result.top1': .5}; lists stay."
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in record.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

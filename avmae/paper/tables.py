@@ -10,7 +10,7 @@ __all__ = ['Estimate', 'Difference', 'estimate', 'single', 'summarise', 'behind'
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import pandas as pd
 
 # %% ../../nbs/paper/01_tables.ipynb #c20862e8
@@ -33,12 +33,12 @@ class Difference(Estimate):
 
 def estimate(values: Iterable[float]) -> Estimate:
     "Mean and sample standard deviation; ValueError if there is nothing to average."
-    values = pd.Series(list(values), dtype=float)
-    if values.empty or values.isna().any(): raise ValueError(f"there is nothing to average in {values.tolist()}.")
-    return Estimate(float(values.mean()), float(values.std()) if len(values) > 1 else None, len(values))
+    series = pd.Series(list(values), dtype=float)
+    if series.empty or series.isna().any(): raise ValueError(f"there is nothing to average in {series.tolist()}.")
+    return Estimate(float(series.mean()), float(series.std()) if len(series) > 1 else None, len(series))
 
 # %% ../../nbs/paper/01_tables.ipynb #7532793e
-def single(runs: pd.DataFrame, column: str):
+def single(runs: pd.DataFrame, column: str) -> Any:
     "The one value that `column` has in all `runs`; ValueError if they differ, because such runs cannot share a column of a table."
     values = sorted(runs[column].unique())
     if len(values) != 1: raise ValueError(f"these runs differ in {column} ({', '.join(map(str, values)) or 'there are none'}): make one table for each.")
@@ -64,7 +64,7 @@ def behind(runs: pd.DataFrame, *, rows: tuple[str, dict], columns: tuple[str, di
     return _grid({key: " ".join(sorted(some["run"])) for key, some in groups}, rows[1], columns[1])
 
 # %% ../../nbs/paper/01_tables.ipynb #f2528b28
-def paired_difference(runs: pd.DataFrame, by: str, better, worse, value: str = "result.top1", pair: str = "seed") -> Difference:
+def paired_difference(runs: pd.DataFrame, by: str, better: Any, worse: Any, value: str = "result.top1", pair: str = "seed") -> Difference:
     "`value` of the runs whose column `by` is `better`, minus that of the runs where it is `worse`, matched by `pair`."
     left, right = (runs[runs[by] == chosen].set_index(pair)[value] for chosen in (better, worse))
     if not left.index.is_unique or not right.index.is_unique or set(left.index) != set(right.index):

@@ -8,7 +8,7 @@ __all__ = ['GREY', 'FRAMES', 'HEIGHT', 'clips_to_draw', 'Views', 'reconstruct', 
 # %% ../../nbs/train/06_board.ipynb #74ca356a
 import contextlib, time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 import matplotlib
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from ..data.manifest import Manifest
 from ..model.tokens import token_grid, unpatchify
 from .feed import test_data
 from .parallel import Group
-from .config import PretrainRecipe, Recipe, override
+from .config import AnyRecipe, PretrainRecipe, Recipe, override
 from .record import peak_memory
-from .step import Pretraining, each_tensor
+from .step import Finetuning, Pretraining, each_tensor
 
 # %% ../../nbs/train/06_board.ipynb #6d911b5a
 def clips_to_draw(recipe: PretrainRecipe, manifest: Manifest, n: int = 2) -> Batch | None:
@@ -87,12 +87,12 @@ def _frames(video_tchw: Tensor) -> Tensor:
 def _spectrogram(sound_fm: Tensor, original_fm: Tensor) -> Tensor:
     low, high = original_fm.quantile(torch.tensor([.02, .998]))
     scaled = ((sound_fm - low) / (high - low + 1e-6)).T.flip(0)
-    return torch.from_numpy(matplotlib.colormaps["magma"].with_extremes(bad=[GREY] * 3)(scaled.numpy())[..., :3]).float()
+    return torch.from_numpy(matplotlib.colormaps["magma"].with_extremes(bad=(GREY, GREY, GREY))(scaled.numpy())[..., :3]).float()
 
 # %% ../../nbs/train/06_board.ipynb #86ce1d11
 class Board:
     "What can be seen of a run, in `tensorboard/` in its folder. Called with a line of the log, it writes that; `pictures` draws. With no `writer`, nothing is written."
-    def __init__(self, recipe: Recipe, group: Group, step: int = 0, writer=None, clips: Batch | None = None):
+    def __init__(self, recipe: Recipe, group: Group, step: int = 0, writer: Any = None, clips: Batch | None = None):
         self.recipe, self.group, self.writer, self.clips, self.drawn = recipe, group, writer, clips, step - 1
 
     def __call__(self, *, step: int, epoch: float, seconds: float, waited: float, **values: float) -> None:
@@ -105,19 +105,19 @@ class Board:
         "Hand over to the disk what was written."
         if self.writer: self.writer.flush()
 
-    def pictures(self, task: Pretraining, step: int) -> None:
+    def pictures(self, task: Pretraining | Finetuning, step: int) -> None:
         "Draw what the model has learned by now; not twice for the same step. All processes take part."
-        if self.clips is None or step == self.drawn: return
+        if self.clips is None or step == self.drawn or not isinstance(task, Pretraining): return
         self.drawn = step
         for m, views in reconstruct(task, self.clips).items():
             for id, *one in zip(self.clips.ids, *views):
                 if self.writer: self.writer.add_image(f"{id}/{m}", picture(Views(*one)), step, dataformats="HWC")
 
-    def __enter__(self): return self
-    def __exit__(self, *_):
+    def __enter__(self) -> Self: return self
+    def __exit__(self, *_: Any) -> None:
         if self.writer: self.writer.close()
 
-def open_board(recipe: Recipe, manifest: Manifest, group: Group, folder: str | Path, step: int = 0) -> Board:
+def open_board(recipe: AnyRecipe, manifest: Manifest, group: Group, folder: str | Path, step: int = 0) -> Board:
     "The board of a run that begins or goes on at `step`."
     writer = _writer(Path(folder)/"tensorboard", step) if group.first else None
     clips = clips_to_draw(recipe, manifest) if writer and recipe.kind == "pretrain" else None

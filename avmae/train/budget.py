@@ -7,14 +7,16 @@ __all__ = ['flops_per_clip', 'made_up', 'step_seconds', 'Budget', 'measured_budg
 
 # %% ../../nbs/train/09_budget.ipynb #65955e82
 import math, time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..data.loader import Batch
 from ..model.avmae import AVMAE
 from ..model.classifier import AVClassifier
 from ..model.masking import random_mask
-from .config import Recipe
+from .config import AnyRecipe, PretrainRecipe
 from .engine import Work, prepare, train_step
 from .parallel import Group
 from .record import hardware, peak_memory
@@ -22,9 +24,9 @@ from .state import begin
 from .step import budget, count_tokens, each_tensor, input_shapes
 
 # %% ../../nbs/train/09_budget.ipynb #a2c1e476
-def flops_per_clip(recipe: Recipe) -> int:
+def flops_per_clip(recipe: AnyRecipe) -> int:
     "Floating-point operations of matrix products for one clip, forwards and backwards, without recomputation."
-    with torch.device("meta"): model = (AVMAE if recipe.kind == "pretrain" else AVClassifier)(recipe.model).train()
+    with torch.device("meta"): model = (AVMAE(recipe.model) if recipe.kind == "pretrain" else AVClassifier(recipe.model)).train()
     inputs = {m: torch.empty(shape, device="meta") for m, shape in input_shapes(recipe).items()}
     with FlopCounterMode(display=False) as counter:
         if recipe.kind == "pretrain": loss = model(inputs, masks=_any_masks(recipe)).loss
@@ -32,24 +34,27 @@ def flops_per_clip(recipe: Recipe) -> int:
         loss.backward()
     return counter.get_total_flops()
 
-def _any_masks(recipe: Recipe) -> dict:
+def _any_masks(recipe: PretrainRecipe) -> dict:
     masks = {m: random_mask(1, n, recipe.model.mask_ratio[m], torch.Generator().manual_seed(0)) for m, n in count_tokens(recipe).items()}
     return each_tensor(lambda x: x.to("meta"), masks)
 
 # %% ../../nbs/train/09_budget.ipynb #eac0242c
-def made_up(recipe: Recipe, size: int) -> Batch:
+def made_up(recipe: AnyRecipe, size: int) -> Batch:
     "A batch of so many clips that nobody has recorded."
     c, generator = recipe.clips, torch.Generator().manual_seed(0)
     video = torch.randint(0, 256, (size, c.frames, 3, c.size, c.size), dtype=torch.uint8, generator=generator) if "video" in recipe.modalities else None
     audio = torch.randn(size, c.samples, generator=generator) if "audio" in recipe.modalities else None
     single = recipe.kind == "pretrain" or recipe.loss == "softmax" and isinstance(recipe.model.num_classes, int)
-    labels = torch.zeros(size, dtype=torch.int64) if single else torch.ones(size, sum(recipe.model.heads_of.values()))
+    classes = 0 if recipe.kind == "pretrain" else sum(recipe.model.heads_of.values())
+    labels = torch.zeros(size, dtype=torch.int64) if single else torch.ones(size, classes)
     return Batch(video, audio, labels, [f"made up {k}" for k in range(size)], {m: torch.ones(size, dtype=torch.bool) for m in recipe.modalities}, [])
 
-def step_seconds(recipe: Recipe, clips: int, device: torch.device, limit: float) -> float:
+def step_seconds(recipe: AnyRecipe, clips: int, device: torch.device, limit: float) -> float:
     "Of a step of the recipe: the quickest of three, or of fewer if they take longer than `limit` seconds. The first one, which compiles and allocates, is not counted."
-    scratch = replace(recipe, init_from=None) if recipe.kind == "finetune" else recipe   # what the weights are does not matter
-    t, batch, took = begin(scratch, None, clips, Group(device)), made_up(recipe, recipe.batch_size), []
+    scratch: AnyRecipe = replace(recipe, init_from=None) if recipe.kind == "finetune" else recipe   # what the weights are does not matter
+    table: Any = None   # which no step looks at
+    t, batch = begin(scratch, table, clips, Group(device)), made_up(recipe, recipe.batch_size)
+    took: list[float] = []
     while len(took) < 4 and (len(took) < 2 or sum(took) < limit):
         started = time.perf_counter()
         work = prepare(t, batch, t.step, None)[0]
@@ -57,9 +62,9 @@ def step_seconds(recipe: Recipe, clips: int, device: torch.device, limit: float)
         took.append(time.perf_counter() - started)
     return min(took[1:])
 
-def _fitting(recipe: Recipe, clips: int, device: torch.device, limit: float) -> tuple[Recipe, float]:
+def _fitting(recipe: AnyRecipe, clips: int, device: torch.device, limit: float) -> tuple[AnyRecipe, float]:
     "The recipe, or one with a smaller batch that can be measured here, and the seconds of its step."
-    smaller = lambda size: recipe if size >= recipe.batch_size else replace(recipe, batch_size=size, accumulate=1, clips=replace(recipe.clips, repeats=1))
+    smaller: Callable[[int], AnyRecipe] = lambda size: recipe if size >= recipe.batch_size else replace(recipe, batch_size=size, accumulate=1, clips=replace(recipe.clips, repeats=1))
     size = recipe.batch_size
     if device.type != "cuda": size = max(1, min(size, int(limit / 3 / step_seconds(smaller(1), clips, device, limit / 3))))
     while True:
@@ -101,7 +106,7 @@ class Budget:
                 "peak memory": f"{self.peak_memory / 1e9:.2f} GB", "disk": f"{self.disk / 1e9:.3g} GB"}
         return "\n".join(f"{name:12} {text}" for name, text in rows.items())
 
-def measured_budget(recipe: Recipe, clips: int, device: torch.device, limit: float = 10.) -> Budget:
+def measured_budget(recipe: AnyRecipe, clips: int, device: torch.device, limit: float = 10.) -> Budget:
     "The budget of a run on so many training clips, measured on `device` for about `limit` seconds."
     known, cuda = budget(recipe, clips), [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
@@ -113,6 +118,6 @@ def measured_budget(recipe: Recipe, clips: int, device: torch.device, limit: flo
                   steps=known["steps"], flops=flops_per_clip(recipe), measured_batch=measured.batch_size, clips_per_second=measured.batch_size / seconds,
                   peak_memory=peak, disk=3 * checkpoint_bytes(recipe, known["parameters"]))
 
-def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
+def checkpoint_bytes(recipe: AnyRecipe, parameters: int) -> int:
     "Of one checkpoint: the weights, and what the optimiser remembers of each."
     return 4 * parameters * (1 + {"adam": 2, "sgd": 1}[recipe.optim.method])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from ..model.transformer import Block
-from .config import Recipe
+from .config import AnyRecipe, Recipe
 
 # %% ../../nbs/train/06_device.ipynb #e757556c
 def pick_device(name: str | None = None) -> torch.device:
@@ -22,7 +22,7 @@ def pick_device(name: str | None = None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available(): raise ValueError("device 'cuda' was asked for, but torch sees none here; use cpu.")
     return device
 
-def precision(device: torch.device, wanted: str = "auto"):
+def precision(device: torch.device, wanted: str = "auto") -> contextlib.AbstractContextManager:
     "Context in which the network runs: float32, bf16, or auto: bf16 where an accelerator has it."
     auto = wanted == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16) if auto or wanted == "bf16" else contextlib.nullcontext()
@@ -47,7 +47,7 @@ def speed_up(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
 class DeviceFull(RuntimeError):
     "A run does not fit into the memory of its accelerator; the message names the options that need less."
 
-def memory_options(recipe: Recipe, processes: int = 1) -> tuple[list[str], list[str]]:
+def memory_options(recipe: AnyRecipe, processes: int = 1) -> tuple[list[str], list[str]]:
     "What to write behind the name of a recipe so that it needs less of an accelerator's memory, and has not yet: options with which a run goes on, and those that make it another run."
     r, parts = recipe, range(2 * recipe.accumulate, recipe.batch_size // processes + 1)
     more = next((k for k in parts if r.batch_size % k == 0), None)
@@ -57,7 +57,7 @@ def memory_options(recipe: Recipe, processes: int = 1) -> tuple[list[str], list[
     return same, other
 
 @contextlib.contextmanager
-def told_if_full(recipe: Recipe, processes: int = 1) -> Iterator[None]:
+def told_if_full(recipe: AnyRecipe, processes: int = 1) -> Iterator[None]:
     "Within, a full accelerator is a `DeviceFull`."
     try: yield
     except torch.OutOfMemoryError as error:

@@ -12,7 +12,7 @@ import contextlib, json, math, shutil, signal, sys, threading, time, warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from ..data.loader import Batch, Loader, make_loader, split
 from ..data.shards import file_digest
 from .board import Board, open_board
 from .checkpoint import load_checkpoint, write_atomic
-from .config import Recipe
+from .config import AnyRecipe
 from .device import pick_device, precision, told_if_full
 from .feed import open_corpus, train_data
 from .optim import clip_gradients, gradient_norm, update
@@ -98,7 +98,8 @@ def arrived(work: Work, event: torch.cuda.Event | None) -> Work:
 def accumulate(t: Training, work: Work, counts: dict[str, float]) -> dict[str, Tensor]:
     "Fill the gradients with those of the whole batch, of which `counts` clips count; returns this process's share of its losses."
     t.optimizer.zero_grad(set_to_none=True)
-    sums, parts = {}, split(len(work.batch.ids), t.recipe.accumulate)
+    sums: dict[str, Any] = {}
+    parts = split(len(work.batch.ids), t.recipe.accumulate)
     for k, rows in enumerate(parts):
         part, drawn = work.rows(rows)
         with torch.no_grad(): inputs = t.task.frontend(part.inputs)
@@ -168,7 +169,7 @@ def train(t: Training, data: ClipDataset, folder: Path, progress: bool = True) -
             values = train_step(t, work, counts)
             clock, took = time.perf_counter(), time.perf_counter() - clock
             t.seconds, t.waited = t.seconds + took, t.waited + waited
-            line = dict(step=t.step - 1, epoch=round((t.step - 1) * r.clips_per_step / t.clips, 3), **values, seconds=round(took, 5), waited=round(waited, 5))
+            line: dict[str, Any] = dict(step=t.step - 1, epoch=round((t.step - 1) * r.clips_per_step / t.clips, 3), **values, seconds=round(took, 5), waited=round(waited, 5))
             for written in (log, board): written(**line)
             bar.set_postfix(loss=f"{values['loss']:.4g}", reading=f"{t.waited / t.seconds:.0%}", memory=f"{peak_memory(t.group.device) / 1e9:.1f}G", refresh=False)
             bar.update(r.batch_size)
@@ -199,7 +200,7 @@ def diverged(t: Training, folder: Path) -> NonFinite:
                      f"{folder/'nonfinite.json'}. Lower optim.lr (now {t.recipe.optim.lr:g}) or look at these clips.")
 
 # %% ../../nbs/train/07_engine.ipynb #d502fcc9
-def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress: bool = True) -> dict:
+def fit(recipe: AnyRecipe, run_dir: str | Path, device: str | None = None, progress: bool = True) -> dict:
     """Train `recipe` in the folder `run_dir` and return its record (run.json). Writes config.json, metrics.jsonl, model.safetensors, and checkpoint/ until it has finished.
     A finished run is left as it is, an unfinished one continued, another one's folder refused (ValueError); DeviceFull if it does not fit. Started by torchrun, all its processes share the run."""
     folder, group = Path(run_dir), join(pick_device(device))
@@ -214,7 +215,7 @@ def fit(recipe: Recipe, run_dir: str | Path, device: str | None = None, progress
         train(t, data, folder, progress)
     return finish(t, folder, about["init_weights"])
 
-def about_run(recipe: Recipe) -> dict:
+def about_run(recipe: AnyRecipe) -> dict:
     "What config.json says: the recipe, its hash, and the digest of the weights that it starts from."
     init = getattr(recipe, "init_from", None)
     return dict(kind=recipe.kind, config_hash=config_hash(recipe.to_dict()), init_weights=file_digest(weights_file(init)) if init else None, recipe=recipe.to_dict())

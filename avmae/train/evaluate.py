@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 from ..data.clips import ClipDataset
 from ..data.loader import make_loader
+from ..model.avmae import AVMAE
 from ..model.classifier import AVClassifier
 from ..model.frontend import Frontend
 from .checkpoint import write_atomic
-from .config import FinetuneRecipe, PretrainRecipe, Recipe, override, recipe_from_dict
+from .config import AnyRecipe, FinetuneRecipe, PretrainRecipe, Recipe, override, recipe_from_dict
 from .device import pick_device, precision
 from .feed import open_manifest, test_data
 from .metrics import average_by, joint_top_k_correct, ranking, top_k_correct
@@ -45,7 +46,8 @@ def batches(data: ClipDataset, recipe: Recipe, group: Group, progress: bool) -> 
 @torch.no_grad()
 def predict(model: AVClassifier, data: ClipDataset, recipe: FinetuneRecipe, group: Group = Group(), progress: bool = True) -> tuple[list[str], Tensor, Tensor]:
     "Ids, logits [n,C] averaged over windows, and labels of the clips of `data` that could be read; of all processes in each of them."
-    model, frontend, seen = model.to(group.device).eval(), Frontend(recipe.frontend).to(group.device), []
+    model, frontend = model.to(group.device).eval(), Frontend(recipe.frontend).to(group.device)
+    seen: list[tuple[str, Tensor, Tensor]] = []
     for batch in batches(data, recipe, group, progress):
         here = batch.to(group.device)
         inputs = frontend(here.inputs)
@@ -55,9 +57,9 @@ def predict(model: AVClassifier, data: ClipDataset, recipe: FinetuneRecipe, grou
     # windows in the order of the manifest, however many processes have read them
     seen = [one for turn in zip_longest(*group.gather(seen)) for one in turn if one is not None]
     if not seen: raise ValueError(f"none of the {data.listed} test clips can be read.")
-    ids, logits, labels = zip(*seen)
+    ids, each, labels = zip(*seen)
     number = {id: k for k, id in enumerate(dict.fromkeys(ids))}
-    average = average_by(torch.tensor([number[id] for id in ids]), torch.stack(logits), len(number))
+    average = average_by(torch.tensor([number[id] for id in ids]), torch.stack(each), len(number))
     return list(number), average, torch.stack(list(dict(zip(ids, labels)).values()))
 
 def merge_failures(data: ClipDataset, group: Group) -> None:
@@ -125,17 +127,20 @@ def evaluate(run_dir: str | Path, *, windows: int | None = None, split: str | No
     if group.first: write_atomic(folder/"run.json", json.dumps(record, indent=1) + "\n")
     return group.from_first(record)
 
-def _to_test(recipe: Recipe, windows: int | None, split: str | None, root: str | None) -> Recipe:
+def _to_test(recipe: AnyRecipe, windows: int | None, split: str | None, root: str | None) -> AnyRecipe:
     changes = {"clips.windows": windows, "corpus.test_split": split, "corpus.root": root, "accumulate": 1}
     return override(recipe, {k: v for k, v in changes.items() if v is not None})
 
-def _score(folder: Path, recipe: Recipe, data: ClipDataset, group: Group, progress: bool) -> dict[str, float]:
+def _score(folder: Path, recipe: AnyRecipe, data: ClipDataset, group: Group, progress: bool) -> dict[str, float]:
     model, about = load_model(folder)
     if recipe.kind == "pretrain":
+        assert isinstance(model, AVMAE)
         task = Pretraining(recipe)
         task.model = model
         return reconstruction_loss(task, data, recipe, group, progress)
+    assert isinstance(model, AVClassifier)
     if list(data.classes) != about["classes"]: raise ValueError(f"the classes of {recipe.corpus.root} are not those that {folder} was trained on.")
     _, logits, labels = predict(model, data, recipe, group, progress)
-    if not isinstance(recipe.model.num_classes, dict): return scores(logits, labels, recipe.loss)
-    return head_scores(model.split(logits), {head: labels[:, columns] for head, columns in recipe.head_columns.items()})
+    by_head = model.split(logits)
+    if not isinstance(by_head, dict): return scores(by_head, labels, recipe.loss)
+    return head_scores(by_head, {head: labels[:, columns] for head, columns in recipe.head_columns.items()})

@@ -11,11 +11,12 @@ import os, shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from ..data.clips import ClipConfig, ClipDataset
 from ..data.corpora import SUBSETS, read_audioset, read_epic_kitchens, read_vggsound
 from ..data.manifest import Manifest, read_csv
 from ..data.mini import write_mini_audioset, write_mini_epic_kitchens, write_mini_vggsound
-from .config import CorpusConfig, FinetuneRecipe, Recipe
+from .config import AnyRecipe, CorpusConfig, FinetuneRecipe, Recipe
 
 # %% ../../nbs/train/06_feed.ipynb #47cb0ccc
 MINIATURES = {"vggsound": write_mini_vggsound, "audioset": write_mini_audioset, "epic_kitchens": write_mini_epic_kitchens}
@@ -64,7 +65,7 @@ def _remedy(root: Path) -> str:
 # %% ../../nbs/train/06_feed.ipynb #f08472e1
 def clip_config(recipe: Recipe, windows: int | None = None) -> ClipConfig:
     "The recipe's clips without the modality that its model does not read."
-    unread = {"frames": 0} if "video" not in recipe.modalities else {"samples": 0} if "audio" not in recipe.modalities else {}
+    unread: dict[str, Any] = {"frames": 0} if "video" not in recipe.modalities else {"samples": 0} if "audio" not in recipe.modalities else {}
     return replace(recipe.clips, windows=windows or recipe.clips.windows, **unread)
 
 def check_classes(recipe: FinetuneRecipe, manifest: Manifest) -> None:
@@ -91,7 +92,7 @@ def training_clips(recipe: Recipe, manifest: Manifest) -> Manifest:
     c = recipe.corpus
     return (manifest.subset(c.labels_per_class, c.label_seed, c.train_split) if c.labels_per_class else manifest).split(c.train_split)
 
-def train_data(recipe: Recipe, manifest: Manifest, progress: bool = True) -> ClipDataset:
+def train_data(recipe: AnyRecipe, manifest: Manifest, progress: bool = True) -> ClipDataset:
     "The training clips, for finetuning the chosen labelled ones; ValueError if a clip that needs a label has none."
     if recipe.kind == "finetune": check_classes(recipe, manifest)
     data = _dataset(recipe, training_clips(recipe, manifest), train=True, progress=progress)
@@ -101,12 +102,12 @@ def train_data(recipe: Recipe, manifest: Manifest, progress: bool = True) -> Cli
         if bare: raise ValueError(f"{len(bare)} training clips, such as {bare[0]!r}, have no label{exactly}; leave them out of {recipe.corpus.csv}.")
     return data
 
-def test_data(recipe: Recipe, manifest: Manifest, windows: int | None = None, progress: bool = True) -> ClipDataset:
+def test_data(recipe: AnyRecipe, manifest: Manifest, windows: int | None = None, progress: bool = True) -> ClipDataset:
     "The test clips, `windows` of each (None: as the recipe says)."
     if recipe.kind == "finetune": check_classes(recipe, manifest)
     return _dataset(recipe, manifest.split(recipe.corpus.test_split), train=False, windows=windows, progress=progress)
 
-def _dataset(recipe: Recipe, manifest: Manifest, *, train: bool, windows: int | None = None, progress: bool) -> ClipDataset:
+def _dataset(recipe: AnyRecipe, manifest: Manifest, *, train: bool, windows: int | None = None, progress: bool) -> ClipDataset:
     config = clip_config(recipe, windows)
     single = recipe.kind == "finetune" and recipe.loss == "softmax" and isinstance(recipe.model.num_classes, int)
     cache = recipe.cache and (train or config.windows > 1)               # what is read once is not worth holding

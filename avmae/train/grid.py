@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from ..model.decoders import DECODERS
 from ..model.encoders import ENCODERS
-from .config import Recipe
+from .config import AnyRecipe
 from .recipes import get_recipe
 
 # %% ../../nbs/train/09_grid.ipynb #4fe87a11
@@ -32,7 +32,7 @@ class Scale:
     threads: int = 1                     # of a job
     gpus: int = 0                        # of a job
 
-def _recipes(scale: str) -> dict[str, dict[str, str]]:
+def _recipes(scale: str) -> dict[str, Any]:
     "The recipes of a scale, as they are named."
     name = {"smoke": lambda corpus: "smoke" if corpus == "vggsound" else f"smoke_{corpus}", "paper": lambda corpus: corpus}.get(scale, lambda corpus: f"{scale}_{corpus}")
     return {kind: {corpus: f"{name(corpus)}_{kind}" for corpus in corpora} for kind, corpora in {"pretrain": ("vggsound", "audioset"), "finetune": ("vggsound", "audioset", "epic_kitchens")}.items()}
@@ -111,14 +111,15 @@ class Job:
     init_from: str | None = None         # the run it starts from
     seed: int = 0
 
-    def recipes(self) -> dict[str, Recipe]:
+    def recipes(self) -> dict[str, AnyRecipe]:
         "What each run will do."
         return {run: get_recipe(self.recipe, **self.overrides, **changes) for run, changes in self.runs.items()}
 
 def _pretraining(experiment: Experiment, scale: Scale, seed: int) -> Job:
     changes = {**scale.compared, **experiment.changes, "seed": seed} if experiment.compared else experiment.changes
-    name = experiment.pretraining(seed)
-    return Job(name=name, kind="pretrain", recipe=scale.pretrain[experiment.corpus], overrides=changes, corpus=experiment.corpus, runs={name: {}}, seed=seed if experiment.compared else 0)
+    corpus, name = experiment.corpus, experiment.pretraining(seed)
+    assert corpus is not None and name is not None   # what starts from scratch has no pretraining
+    return Job(name=name, kind="pretrain", recipe=scale.pretrain[corpus], overrides=changes, corpus=corpus, runs={name: {}}, seed=seed if experiment.compared else 0)
 
 def _finetuning(experiment: Experiment, scale: Scale, corpus: str, seed: int) -> Job:
     # from scratch, only VGGSound is what compared pretrainings are held against; elsewhere it is the headline
@@ -130,7 +131,8 @@ def _finetuning(experiment: Experiment, scale: Scale, corpus: str, seed: int) ->
 
 def jobs(scale: str, seeds: int | None = None) -> list[Job]:
     "Of the whole grid, seed by seed; `seeds`: so many, instead of what the scale says."
-    experiments, plan, made = grid(scale), SCALES[scale], {}
+    experiments, plan = grid(scale), SCALES[scale]
+    made: dict[str, Job] = {}
     for seed in range(seeds or plan.seeds):
         for experiment in experiments:
             new = [_pretraining(experiment, plan, seed)] if experiment.corpus is not None else []

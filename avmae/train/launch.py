@@ -12,14 +12,14 @@ from pathlib import Path
 import torch.distributed as dist
 from .engine import Interrupted, about_run, fit
 from .evaluate import evaluate
-from .config import Recipe, recipe_from_dict
+from .config import AnyRecipe, recipe_from_dict
 from .record import claim, read_json
 
 # %% ../../nbs/train/09_launch.ipynb #370ad4b9
 class LaunchError(RuntimeError):
     "A process of a run failed."
 
-def launch(recipe: Recipe, run_dir: str | Path, *, processes: int = 1, device: str | None = None, progress: bool = True) -> dict:
+def launch(recipe: AnyRecipe, run_dir: str | Path, *, processes: int = 1, device: str | None = None, progress: bool = True) -> dict:
     """Train `recipe` in `run_dir` with so many processes of this machine, score it on its test clips, and return the record. As `fit`: finished runs are left alone, unfinished ones go on.
     ValueError if a batch cannot be shared evenly; LaunchError says why a process failed; Interrupted, after saving, if a signal comes."""
     if processes < 1: raise ValueError(f"processes must be at least 1, not {processes}.")
@@ -28,7 +28,7 @@ def launch(recipe: Recipe, run_dir: str | Path, *, processes: int = 1, device: s
         if claim(Path(run_dir), about_run(recipe)) is None: _start(Path(run_dir), processes, device, progress)
     return fit_and_score(recipe, run_dir, device, progress)   # which is only read, if the processes have done it
 
-def fit_and_score(recipe: Recipe, run_dir: str | Path, device: str | None, progress: bool) -> dict:
+def fit_and_score(recipe: AnyRecipe, run_dir: str | Path, device: str | None, progress: bool) -> dict:
     "Train and test in this process, or as one of those that torchrun started."
     fit(recipe, run_dir, device, progress)
     return evaluate(run_dir, device=device, progress=progress)
@@ -40,6 +40,7 @@ def _start(folder: Path, processes: int, device: str | None, progress: bool) -> 
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     command = [sys.executable, "-m", "avmae.train.launch", str(folder), str(processes), device or "", str(int(progress))]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": threads}, start_new_session=True)
+    assert child.stderr is not None
     with _passing_on(child) as signals:
         while text := os.read(child.stderr.fileno(), 65536):
             sys.stderr.write(text.decode(errors="replace"))
@@ -83,6 +84,7 @@ def _process(arguments: list[str]) -> int:
     "Be one of the processes."
     folder, _, device, progress = Path(arguments[0]), *arguments[1:]
     about = read_json(folder/"config.json")
+    assert about is not None   # `launch` has written it
     if os.environ["RANK"] != "0": warnings.simplefilter("ignore")   # once is enough
     try: fit_and_score(recipe_from_dict(about["recipe"], about["kind"]), folder, device or None, progress == "1")
     except Interrupted as stop: return 128 + stop.number

@@ -54,10 +54,10 @@ def d_prime(auc: float) -> float:
 def ranking(scores: Tensor, labels: Tensor) -> Ranking:
     "Scores [n,C] (logits will do) against 0/1 labels [n,C]; means over the classes that occur. METHOD.md h, j21."
     from sklearn.metrics import average_precision_score, roc_auc_score
-    scores, labels = scores.double().numpy(), labels.numpy() > .5
-    occurs, always = labels.any(0), labels.all(0)
+    values, positive = scores.double().numpy(), labels > .5
+    truth, occurs, always = positive.numpy(), positive.any(0).numpy(), positive.all(0).numpy()
     if not occurs.any(): raise ValueError("no clip has a label: there is nothing to rank.")
-    precision = [average_precision_score(y, s) if some else math.nan for y, s, some in zip(labels.T, scores.T, occurs)]
-    areas = [roc_auc_score(y, s) for y, s, some, every in zip(labels.T, scores.T, occurs, always) if some and not every]
+    precision = [average_precision_score(y, s) if some else math.nan for y, s, some in zip(truth.T, values.T, occurs)]
+    areas = [roc_auc_score(y, s) for y, s, some, every in zip(truth.T, values.T, occurs, always) if some and not every]
     mean = lambda values: sum(values) / len(values) if values else math.nan
     return Ranking(mean([p for p in precision if p == p]), mean(areas), d_prime(mean(areas)) if areas else math.nan, int(occurs.sum()), precision)

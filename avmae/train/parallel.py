@@ -7,6 +7,7 @@ __all__ = ['Group', 'join', 'spread', 'exchange', 'whole', 'restore_optimizer']
 
 # %% ../../nbs/train/06_parallel.ipynb #d66706d7
 import atexit, contextlib, datetime, os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 import torch
@@ -65,13 +66,14 @@ def spread(task: nn.Module, group: Group, sharded: bool = False) -> nn.Module:
     if group.size == 1: return task
     if not sharded: return DistributedDataParallel(task, [group.device] if group.device.type == "cuda" else None, broadcast_buffers=False, gradient_as_bucket_view=True)
     mesh = init_device_mesh(group.device.type, (group.size,))
-    for block in task.model.modules():
+    network = task.get_submodule("model")
+    for block in network.modules():
         if isinstance(block, Block): fully_shard(block, mesh=mesh)
-    fully_shard(task.model, mesh=mesh)
+    fully_shard(network, mesh=mesh)
     return task
 
 @contextlib.contextmanager
-def exchange(run: nn.Module, wanted: bool):
+def exchange(run: nn.Module, wanted: bool) -> Iterator[None]:
     "Within, a backward pass exchanges gradients, or only adds to this process's own if it is not `wanted`."
     shards = [module for module in run.modules() if isinstance(module, FSDPModule)]
     for module in shards: module.set_requires_gradient_sync(wanted, recurse=False)

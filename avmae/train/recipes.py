@@ -19,26 +19,27 @@ __all__ = ['RECIPES', 'SMOKE_CLIPS', 'SMOKE', 'SMOKE_PRETRAIN', 'SMOKE_FINETUNE'
 # %% ../../nbs/train/00_recipes.ipynb #cf71bc3a
 import dataclasses, difflib, functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from ..data.augment import ColourConfig
 from ..data.clips import ClipConfig
 from ..model.avmae import AVMAEConfig
 from ..model.classifier import AVClassifierConfig
 from ..model.frontend import FrontendConfig
-from .config import CorpusConfig, FinetuneRecipe, PretrainRecipe, Recipe, override
+from .config import AnyRecipe, CorpusConfig, FinetuneRecipe, PretrainRecipe, Recipe, override
 from .optim import OptimConfig
 
 # %% ../../nbs/train/00_recipes.ipynb #a10ef5ab
-RECIPES: dict[str, Callable[[], Recipe]] = {}
+RECIPES: dict[str, Callable[[], AnyRecipe]] = {}
+_Recipe = TypeVar("_Recipe", PretrainRecipe, FinetuneRecipe)
 
-def recipe(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
+def recipe(function: Callable[[], _Recipe]) -> Callable[[], _Recipe]:
     "Register a function as a recipe under its own name."
     @functools.wraps(function)
-    def named() -> Recipe: return dataclasses.replace(function(), name=function.__name__)
+    def named() -> _Recipe: return dataclasses.replace(function(), name=function.__name__)
     RECIPES[function.__name__] = named
     return named
 
-def get_recipe(name: str, **overrides: Any) -> Recipe:
+def get_recipe(name: str, **overrides: Any) -> AnyRecipe:
     "The recipe of this name, with overrides by dotted path: `get_recipe('smoke_pretrain', **{'optim.lr': 1e-3})`."
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=3, cutoff=.4) or RECIPES
@@ -46,14 +47,14 @@ def get_recipe(name: str, **overrides: Any) -> Recipe:
     return override(RECIPES[name](), overrides)
 
 # %% ../../nbs/train/00_recipes.ipynb #44d339d9
-SMOKE_CLIPS = dict(frames=4, stride=8, resize=32, size=32, samples=16_000)
-SMOKE = dict(scale="smoke", clips=ClipConfig(**SMOKE_CLIPS), batch_size=4, epochs=2, cache=True)
-SMOKE_PRETRAIN = dict(model=AVMAEConfig(size="nano"), optim=OptimConfig(lr=1e-3, warmup_epochs=1), **SMOKE)
-SMOKE_FINETUNE = dict(optim=OptimConfig(method="sgd", lr=.1, warmup_epochs=1, decay=0., clip=1., layer_decay=.75), mixup=.5, **SMOKE)
+SMOKE_CLIPS: dict[str, Any] = dict(frames=4, stride=8, resize=32, size=32, samples=16_000)
+SMOKE: dict[str, Any] = dict(scale="smoke", clips=ClipConfig(**SMOKE_CLIPS), batch_size=4, epochs=2, cache=True)
+SMOKE_PRETRAIN: dict[str, Any] = dict(model=AVMAEConfig(size="nano"), optim=OptimConfig(lr=1e-3, warmup_epochs=1), **SMOKE)
+SMOKE_FINETUNE: dict[str, Any] = dict(optim=OptimConfig(method="sgd", lr=.1, warmup_epochs=1, decay=0., clip=1., layer_decay=.75), mixup=.5, **SMOKE)
 
 def generated(scale: str, name: str, **which: Any) -> CorpusConfig:
     "The miniature of a corpus that belongs to a scale, in the official format; `which`: other fields."
-    official = {"vggsound": {}, "audioset": dict(format="audioset", csv="2M"), "epic_kitchens": dict(format="epic_kitchens", csv=".", test_split="validation")}
+    official: dict[str, dict[str, Any]] = {"vggsound": {}, "audioset": dict(format="audioset", csv="2M"), "epic_kitchens": dict(format="epic_kitchens", csv=".", test_split="validation")}
     return CorpusConfig(root=f"corpora/{scale}/{name}", **official[name] | which)
 
 @recipe
@@ -82,12 +83,12 @@ def smoke_epic_kitchens_finetune() -> FinetuneRecipe:
     return FinetuneRecipe(corpus=generated("smoke", "epic_kitchens"), model=AVClassifierConfig(size="nano", num_classes={"verb": 8, "noun": 8}), **SMOKE_FINETUNE)
 
 # %% ../../nbs/train/00_recipes.ipynb #c4e57545
-MINI_CLIPS = dict(frames=8, stride=5, resize=80, size=64, samples=25_600)   # 1.6 s of both: 64 and 40 tokens
+MINI_CLIPS: dict[str, Any] = dict(frames=8, stride=5, resize=80, size=64, samples=25_600)   # 1.6 s of both: 64 and 40 tokens
 MINI_FRONTEND = FrontendConfig(mels=64, log_offset=1e-5, mean=-2.22, std=2.38)   # of the 1440 training clips of mini VGGSound
-MINI = dict(scale="mini", clips=ClipConfig(**MINI_CLIPS), frontend=MINI_FRONTEND, batch_size=8, cache=True)
-MINI_PRETRAIN = dict(model=AVMAEConfig(size="mini", fusion_layers=1, mask_ratio={"video": .6, "audio": .6}), optim=OptimConfig(lr=1e-3, warmup_epochs=2),
-                     epochs=24, checkpoint_every=900, **MINI)
-MINI_FINETUNE = dict(optim=OptimConfig(lr=1e-3, warmup_epochs=2, layer_decay=.75, clip=1.), checkpoint_every=150, **MINI)
+MINI: dict[str, Any] = dict(scale="mini", clips=ClipConfig(**MINI_CLIPS), frontend=MINI_FRONTEND, batch_size=8, cache=True)
+MINI_PRETRAIN: dict[str, Any] = dict(model=AVMAEConfig(size="mini", fusion_layers=1, mask_ratio={"video": .6, "audio": .6}), optim=OptimConfig(lr=1e-3, warmup_epochs=2),
+                                     epochs=24, checkpoint_every=900, **MINI)
+MINI_FINETUNE: dict[str, Any] = dict(optim=OptimConfig(lr=1e-3, warmup_epochs=2, layer_decay=.75, clip=1.), checkpoint_every=150, **MINI)
 
 @recipe
 def mini_vggsound_pretrain() -> PretrainRecipe:
@@ -118,12 +119,12 @@ def mini_epic_kitchens_finetune() -> FinetuneRecipe:
                           epochs=20, label_smoothing=.1, **MINI_FINETUNE)
 
 # %% ../../nbs/train/00_recipes.ipynb #ab03f836
-GPU_CLIPS = dict(frames=16, stride=2, resize=80, size=80, samples=25_600)   # 200 and 80 tokens
+GPU_CLIPS: dict[str, Any] = dict(frames=16, stride=2, resize=80, size=80, samples=25_600)   # 200 and 80 tokens
 GPU_FRONTEND = FrontendConfig(mels=128, log_offset=1e-5, mean=-2.22, std=2.38)
-GPU = dict(scale="gpu", clips=ClipConfig(**GPU_CLIPS), frontend=GPU_FRONTEND, workers=4, checkpoint_every=1000)
-GPU_PRETRAIN = dict(model=AVMAEConfig(size="tiny", fusion_layers=2, mask_ratio={"video": .9, "audio": .5}), optim=OptimConfig(lr=1e-3, warmup_epochs=4),
-                    batch_size=128, epochs=100, **GPU)
-GPU_FINETUNE = dict(optim=OptimConfig(lr=1e-3, warmup_epochs=2, layer_decay=.75, clip=1.), batch_size=32, epochs=40, **GPU)
+GPU: dict[str, Any] = dict(scale="gpu", clips=ClipConfig(**GPU_CLIPS), frontend=GPU_FRONTEND, workers=4, checkpoint_every=1000)
+GPU_PRETRAIN: dict[str, Any] = dict(model=AVMAEConfig(size="tiny", fusion_layers=2, mask_ratio={"video": .9, "audio": .5}), optim=OptimConfig(lr=1e-3, warmup_epochs=4),
+                                    batch_size=128, epochs=100, **GPU)
+GPU_FINETUNE: dict[str, Any] = dict(optim=OptimConfig(lr=1e-3, warmup_epochs=2, layer_decay=.75, clip=1.), batch_size=32, epochs=40, **GPU)
 
 @recipe
 def gpu_vggsound_pretrain() -> PretrainRecipe:
@@ -156,11 +157,11 @@ def gpu_epic_kitchens_finetune() -> FinetuneRecipe:
 VGGSOUND = CorpusConfig(root="corpora/vggsound")
 AUDIOSET_2M = CorpusConfig(root="corpora/audioset", format="audioset", csv="2M")
 AUDIOSET_500K = CorpusConfig(root="corpora/audioset", format="audioset", csv="500K")
-PAPER_PRETRAIN = dict(frames=16, stride=4, resize=256, resize_eval=224, size=224)
-PAPER_FINETUNE = dict(frames=32, stride=2, resize=256, size=224, windows=4, scale_jitter=(.9, 1.33))
-PAPER_SGD = dict(method="sgd", warmup_epochs=2.5, decay=0., clip=1., layer_decay=.75)
-PAPER_REGULARISED = dict(label_smoothing=.3, mixup=.5, colour=ColourConfig(jitter=.8, grey=.1), time_masks=4, time_mask_frames=48, time_mask_ratio=0.,
-                         workers=8, checkpoint_every=1000)
+PAPER_PRETRAIN: dict[str, Any] = dict(frames=16, stride=4, resize=256, resize_eval=224, size=224)
+PAPER_FINETUNE: dict[str, Any] = dict(frames=32, stride=2, resize=256, size=224, windows=4, scale_jitter=(.9, 1.33))
+PAPER_SGD: dict[str, Any] = dict(method="sgd", warmup_epochs=2.5, decay=0., clip=1., layer_decay=.75)
+PAPER_REGULARISED: dict[str, Any] = dict(label_smoothing=.3, mixup=.5, colour=ColourConfig(jitter=.8, grey=.1), time_masks=4, time_mask_frames=48, time_mask_ratio=0.,
+                                         workers=8, checkpoint_every=1000)
 
 @recipe
 def vggsound_pretrain() -> PretrainRecipe:
@@ -198,9 +199,9 @@ def audioset_finetune() -> FinetuneRecipe:
                           **PAPER_REGULARISED)
 
 # %% ../../nbs/train/00_recipes.ipynb #0749560b
-def only(recipe: Recipe, modality: str) -> Recipe:
+def only(recipe: _Recipe, modality: str) -> _Recipe:
     "The recipe of a model that has this modality alone."
-    alone = {"encoder": "shared"} if recipe.kind == "pretrain" else {}
+    alone: dict[str, Any] = {"encoder": "shared"} if recipe.kind == "pretrain" else {}
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, modalities=(modality,), **alone))
 
 @recipe

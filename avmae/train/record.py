@@ -11,13 +11,14 @@ import hashlib, json, os, platform, subprocess, sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Self
 import torch
 from .checkpoint import write_atomic
 
 # %% ../../nbs/train/05_record.ipynb #d473065c
 def dotted(values: Mapping, prefix: str = "") -> dict:
     "{'optim': {'lr': 1}} -> {'optim.lr': 1}; lists and empty dictionaries stay as they are."
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
@@ -73,17 +74,17 @@ class MetricsLog:
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(path, "a", encoding="utf-8")
 
-    def __call__(self, **values) -> None: self.file.write(json.dumps(values) + "\n"); self.file.flush()
+    def __call__(self, **values: Any) -> None: self.file.write(json.dumps(values) + "\n"); self.file.flush()
     def sync(self) -> None: os.fsync(self.file.fileno())
-    def __enter__(self): return self
-    def __exit__(self, *_): self.file.close()
+    def __enter__(self) -> Self: return self
+    def __exit__(self, *_: Any) -> None: self.file.close()
 
 class NoLog:
     "What the other processes of a run write: nothing."
-    def __call__(self, **values) -> None: pass
+    def __call__(self, **values: Any) -> None: pass
     def sync(self) -> None: pass
-    def __enter__(self): return self
-    def __exit__(self, *_): pass
+    def __enter__(self) -> Self: return self
+    def __exit__(self, *_: Any) -> None: pass
 
 def _lines(path: Path) -> list[dict]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -94,7 +95,7 @@ def _lines(path: Path) -> list[dict]:
             if number < len(lines): raise ValueError(f"line {number} of {path} is damaged; delete the line.") from None
     return found
 
-def read_metrics(run_dir: str | Path):
+def read_metrics(run_dir: str | Path) -> Any:
     "The log of a run, finished or not, as a pandas table with a row per step."
     import pandas as pd
     return pd.DataFrame(_lines(Path(run_dir)/"metrics.jsonl"))

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint, save_checkpoint
 from .device import speed_up
 from .optim import build_optimizer, learning_rate, rate_scales
 from .parallel import Group, restore_optimizer, spread, whole
-from .config import Recipe
+from .config import AnyRecipe
 from .step import Finetuning, Pretraining, seed_of
 from .weights import start_from
 
@@ -23,7 +23,7 @@ from .weights import start_from
 @dataclass
 class Training:
     "A run between two steps."
-    recipe: Recipe
+    recipe: AnyRecipe
     task: Pretraining | Finetuning
     run: nn.Module            # `task` as this process calls it
     optimizer: torch.optim.Optimizer
@@ -62,22 +62,23 @@ class Training:
         for name in self.COUNTERS: setattr(self, name, found.state[name])
 
 # %% ../../nbs/train/06_state.ipynb #44f33a25
-def build_task(recipe: Recipe) -> Pretraining | Finetuning:
+def build_task(recipe: AnyRecipe) -> Pretraining | Finetuning:
     "The model of a recipe and what it does with a batch; initialised from the recipe's seed alone."
     torch.manual_seed(seed_of(recipe.seed, "weights"))
-    return (Pretraining if recipe.kind == "pretrain" else Finetuning)(recipe).train()
+    task: Pretraining | Finetuning = Pretraining(recipe) if recipe.kind == "pretrain" else Finetuning(recipe)
+    return task.train()
 
-def begin(recipe: Recipe, manifest: Manifest, clips: int, group: Group = Group(), found: Checkpoint | None = None) -> Training:
+def begin(recipe: AnyRecipe, manifest: Manifest, clips: int, group: Group = Group(), found: Checkpoint | None = None) -> Training:
     "A run at step 0, or where a checkpoint was `found`."
     task = build_task(recipe)
     if found: task.model.load_state_dict(found.weights)
-    elif recipe.kind == "finetune" and recipe.init_from: start_from(task.model, recipe)
+    elif isinstance(task, Finetuning) and task.recipe.init_from: start_from(task.model, task.recipe)
     speed_up(task.to(group.device).model, recipe, group.device)
     run = spread(task, group, recipe.shard)   # before the optimiser, which must see the shards
     named, decay = dict(task.model.named_parameters()), recipe.optim.layer_decay
     scales = None
     if decay < 1:
-        if recipe.kind == "pretrain": raise ValueError("optim.layer_decay is for finetuning; a masked autoencoder has no order of layers.")
+        if isinstance(task, Pretraining): raise ValueError("optim.layer_decay is for finetuning; a masked autoencoder has no order of layers.")
         scales = rate_scales(named, task.model.layer_of, recipe.model.stack_size.layers + 1, decay)
     t = Training(recipe, task, run, build_optimizer(named, recipe.optim, scales), group, clips, manifest)
     if found: t.restore(found)

@@ -19,7 +19,7 @@ from ..data.loader import Loader, make_loader
 from ..data.shards import write_whole
 from ..model.frontend import FrontendConfig, measure
 from .feed import open_corpus, training_clips
-from .config import Recipe
+from .config import AnyRecipe
 
 # %% ../../nbs/train/09_statistics.ipynb #9166ad64
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Statistics:
         write_whole(Path(path), (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
-def corpus_statistics(recipe: Recipe, clips: int | None = None, progress: bool = True) -> Statistics:
+def corpus_statistics(recipe: AnyRecipe, clips: int | None = None, progress: bool = True) -> Statistics:
     """Of the training clips of a recipe, or of so many `clips` evenly spread over them: the middle `clips.samples` of each, through the recipe's front end.
     Clips without sound, and those that cannot be read, are left out and counted."""
     manifest = open_corpus(recipe)

@@ -11,7 +11,7 @@ __all__ = ['seed_of', 'clip_seeds', 'smooth_labels', 'softmax_loss', 'sigmoid_lo
 import hashlib, math
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from ..model.frontend import Frontend
 from ..model.masking import Mask, random_mask, random_order
 from ..model.tokens import token_grid
 from ..model.transformer import DropPath
-from .config import FinetuneRecipe, PretrainRecipe, Recipe
+from .config import AnyRecipe, FinetuneRecipe, PretrainRecipe, Recipe
 
 # %% ../../nbs/train/02_step.ipynb #e9fefde8
 def seed_of(*parts: int | str) -> int:
@@ -33,8 +33,8 @@ def seed_of(*parts: int | str) -> int:
 
 def clip_seeds(ids: list[str], *parts: int | str) -> list[int]:
     "A seed for each clip of a batch, from its id and `parts`; a clip that is there several times has another one each time."
-    times = Counter()
-    def nth(id):
+    times: Counter[str] = Counter()
+    def nth(id: str) -> int:
         times[id] += 1
         return times[id]
     return [seed_of(*parts, id, nth(id)) for id in ids]
@@ -74,9 +74,9 @@ def count_tokens(recipe: Recipe) -> dict[str, int]:
     "Tokens per clip and modality."
     return {m: math.prod(token_grid(shape, recipe.model.patch[m])) for m, shape in input_shapes(recipe).items()}
 
-def budget(recipe: Recipe, clips: int) -> dict[str, object]:
+def budget(recipe: AnyRecipe, clips: int) -> dict[str, Any]:
     "Parameters, tokens per clip, tokens that the encoder sees, batch and steps of a run on so many training clips."
-    with torch.device("meta"): model = (AVMAE if recipe.kind == "pretrain" else AVClassifier)(recipe.model)
+    with torch.device("meta"): model = AVMAE(recipe.model) if recipe.kind == "pretrain" else AVClassifier(recipe.model)
     tokens = count_tokens(recipe)
     hidden = recipe.model.mask_ratio if recipe.kind == "pretrain" else dict.fromkeys(tokens, 0)
     seen = {m: n - int(hidden[m] * n) for m, n in tokens.items()}
@@ -121,7 +121,7 @@ class Pretraining(nn.Module):
 
 def total(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     "The sum of the losses, each times its weight."
-    return sum(weights[m] * x for m, x in losses.items())
+    return sum(weights[m] * x for m, x in losses.items())  # type: ignore[return-value]   # of one at least
 
 def part_of(batch: Batch, rows: list[int]) -> Batch:
     "Some rows of a batch."
@@ -130,7 +130,7 @@ def part_of(batch: Batch, rows: list[int]) -> Batch:
     return batch._replace(video=cut(batch.video), audio=cut(batch.audio), labels=batch.labels[rows], ids=[batch.ids[row] for row in rows],
                           present=each_tensor(lambda x: x[rows], batch.present))
 
-def each_tensor(change: Callable[[Tensor], Tensor], tree):
+def each_tensor(change: Callable[[Tensor], Any], tree: Any) -> Any:
     "A tree of dictionaries, named tuples and tensors with every tensor changed."
     if isinstance(tree, Tensor): return change(tree)
     if isinstance(tree, dict): return {k: each_tensor(change, v) for k, v in tree.items()}
@@ -182,7 +182,7 @@ class Finetuning(nn.Module):
 
     def targets(self, part: Batch) -> dict[str, Tensor]:
         "Labels as smoothed rows, {head: [b,C]}; a single head is called 'label'."
-        rows = F.one_hot(part.labels, self.recipe.model.num_classes).float() if part.labels.ndim == 1 else part.labels
+        rows = F.one_hot(part.labels, self.model.head.out_features).float() if part.labels.ndim == 1 else part.labels
         return {head: smooth_labels(rows[:, columns], self.recipe.label_smoothing) for head, columns in self.recipe.head_columns.items()}
 
     def counts(self, part: Batch) -> dict[str, Tensor]:

@@ -9,18 +9,19 @@ __all__ = ['save_model', 'weights_file', 'load_model', 'start_from']
 import json, warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from torch import Tensor
 from ..data.shards import sync
 from ..model.avmae import AVMAE, AVMAEConfig
 from ..model.classifier import AVClassifier, AVClassifierConfig
 from .checkpoint import load_weights, save_weights
-from .config import Recipe
+from .config import AnyRecipe, FinetuneRecipe
 
 # %% ../../nbs/train/04_weights.ipynb #c9eb4f64
-def save_model(recipe: Recipe, classes: Iterable[str], weights: Mapping[str, Tensor], folder: Path) -> None:
+def save_model(recipe: AnyRecipe, classes: Iterable[str], weights: Mapping[str, Tensor], folder: Path) -> None:
     "model.safetensors in the folder of a run, with all that is needed to use it: kind, model, frontend, clips, classes, and a classifier's loss."
     r = recipe
-    about = dict(kind=r.kind, model=r.model.to_dict(), frontend=r.frontend.to_dict(), clips=r.clips.to_dict(), classes=list(classes))
+    about: dict[str, Any] = dict(kind=r.kind, model=r.model.to_dict(), frontend=r.frontend.to_dict(), clips=r.clips.to_dict(), classes=list(classes))
     if r.kind == "finetune": about["loss"] = r.loss   # whether the classes exclude each other
     partial = save_weights(folder/".model.partial", weights, about)
     sync(partial)
@@ -37,19 +38,20 @@ def weights_file(run: str | Path) -> Path:
 def load_model(run: str | Path) -> tuple[AVMAE | AVClassifier, dict]:
     "The model of a finished run (its folder or weights file), in evaluation mode, and what is said about it: kind, model, frontend, clips, classes, and a classifier's loss."
     weights, about = load_weights(path := weights_file(run))
-    kinds = {"pretrain": (AVMAE, AVMAEConfig), "finetune": (AVClassifier, AVClassifierConfig)}
-    if about.get("kind") not in kinds: raise ValueError(f"{path} does not say what model its weights belong to.")
-    model_type, config_type = kinds[about["kind"]]
-    model = model_type(config_type.from_dict(about["model"]))
+    model: AVMAE | AVClassifier
+    if about.get("kind") == "pretrain": model = AVMAE(AVMAEConfig.from_dict(about["model"]))
+    elif about.get("kind") == "finetune": model = AVClassifier(AVClassifierConfig.from_dict(about["model"]))
+    else: raise ValueError(f"{path} does not say what model its weights belong to.")
     model.load_state_dict(weights)
     return model.eval(), about
 
 # %% ../../nbs/train/04_weights.ipynb #ba7abf87
-def start_from(model: AVClassifier, recipe: Recipe) -> None:
+def start_from(model: AVClassifier, recipe: FinetuneRecipe) -> None:
     "Give a new classifier what the pretrained encoder of `recipe.init_from` has learned; warns if the two hear differently."
+    assert recipe.init_from is not None
     source, about = load_model(recipe.init_from)
-    if about["kind"] != "pretrain": raise ValueError(f"{recipe.init_from} is a finetuned classifier; init_from takes a pretraining run.")
+    if not isinstance(source, AVMAE): raise ValueError(f"{recipe.init_from} is a finetuned classifier; init_from takes a pretraining run.")
     model.init_from(source)
-    if "audio" in recipe.modalities: model.embed.patch["audio"].weight.data.mul_(recipe.init_audio_scale)
+    if "audio" in recipe.modalities: model.get_parameter("embed.patch.audio.weight").data.mul_(recipe.init_audio_scale)
     if "audio" in recipe.modalities and about["frontend"] != json.loads(json.dumps(recipe.frontend.to_dict())):
         warnings.warn(f"{recipe.init_from} was pretrained with another frontend than this recipe's; the spectrograms differ.", stacklevel=2)
