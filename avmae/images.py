@@ -62,8 +62,9 @@ def _patch_embedding(modality: str, patch: tuple[int, ...], source: Mapping[str,
 
 def _image_state(weights: Mapping[str, Tensor] | nn.Module | str | Path) -> Mapping[str, Tensor]:
     if isinstance(weights, nn.Module): return weights.state_dict()
+    held: Any = weights   # a MAE checkpoint holds a state dict and more
     if not isinstance(weights, Mapping):
         if not Path(weights).is_file(): raise FileNotFoundError(f"{weights} does not exist; give a file of image weights.")
-        weights = load_file(weights) if Path(weights).suffix == ".safetensors" else torch.load(weights, map_location="cpu", weights_only=True)
-    inner: Any = weights.get("model")   # of a MAE checkpoint
-    return inner if isinstance(inner, Mapping) else weights
+        held = load_file(weights) if Path(weights).suffix == ".safetensors" else torch.load(weights, map_location="cpu", weights_only=True)
+    inner = held.get("model")
+    return inner if isinstance(inner, Mapping) else held

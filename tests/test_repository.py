@@ -183,7 +183,7 @@ def tracked() -> list[Path]:
     "The files that git would commit; all of them where there is no git."
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0: return [path for name in listed.stdout.split("\0") if name and (path := ROOT/name).is_file()]
-    skipped = {".venv", "runs", "corpora", ".git", ".snakemake", "__pycache__", ".pytest_cache"}
+    skipped = {".venv", "runs", "corpora", ".git", ".snakemake", "__pycache__", ".pytest_cache", ".mypy_cache"}
     return [path for path in ROOT.rglob("*") if path.is_file() and not skipped & set(path.relative_to(ROOT).parts)]
 
 def test_no_path_of_a_machine_in_any_file():

@@ -162,7 +162,7 @@ class Manifest:
             table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
         return replace(self, table=table)
 
-    def take(self, rows: np.ndarray) -> "Manifest":
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Manifest":
         "The rows with these numbers, or those where a mask is true."
         rows = np.asarray(rows)
         return replace(self, table=self.table.take(pa.array(np.flatnonzero(rows) if rows.dtype == bool else rows, pa.int64())))
