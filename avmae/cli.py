@@ -6,9 +6,9 @@
 __all__ = ['Recipe', 'Run', 'Set', 'Start', 'Device', 'Processes', 'Runs', 'Windows', 'Split', 'Root', 'Train', 'Test', 'Seed',
            'Checkpoint', 'Out', 'Encoder', 'Decoder', 'Fusion', 'Media', 'Folder', 'Columns', 'Short', 'Rate', 'Least',
            'Shards', 'Twice', 'Download', 'Dry', 'Workers', 'Some', 'Written', 'Videos', 'OneVideo', 'Labels', 'Spread',
-           'Tokens', 'Sound', 'Hidden', 'Batch', 'Threads', 'Table', 'Parquet', 'Film', 'DEMO', 'DEMO_PRETRAINED',
-           'Finetuned', 'Pretrained', 'COMMANDS', 'mini', 'prepare', 'statistics', 'recipes', 'pretrain', 'finetune',
-           'evaluate', 'convert', 'predict', 'features', 'reconstruct', 'main']
+           'Tokens', 'Sound', 'Hidden', 'Batch', 'Threads', 'Table', 'Parquet', 'Film', 'DEMO_FINETUNED',
+           'DEMO_PRETRAINED', 'Finetuned', 'Pretrained', 'COMMANDS', 'mini', 'prepare', 'statistics', 'recipes',
+           'pretrain', 'finetune', 'evaluate', 'convert', 'predict', 'features', 'reconstruct', 'main']
 
 # %% ../nbs/cli.ipynb #8c7d1df6
 import difflib, errno, os, re, sys, warnings
@@ -69,10 +69,11 @@ Table = Annotated[str | None, arg(aliases=["-o"], metavar="FILE", help="write .c
 Parquet = Annotated[str, arg(aliases=["-o"], metavar="FILE", help="the .parquet file to write", help_behavior_hint="(required)")]
 Film = Annotated[str, arg(aliases=["-o"], metavar="FILE", help="the .mp4 file to write", help_behavior_hint="(required)")]
 
-def _chosen(demo: str) -> Any:
-    return _option("DIR", "a finished run, a safetensors file, or a folder of `save_pretrained`", f"{demo}, which `make reproduce` leaves")
-DEMO, DEMO_PRETRAINED = "runs/mini/pretrained-audiovisual-seed0", "runs/mini/pretrain"
-Finetuned = Annotated[str | None, _chosen(DEMO)]
+DEMO_FINETUNED = {"runs/mini/pretrained-audiovisual-seed0": "make reproduce", "runs/demo": "make demo"}   # in this order; what makes them
+DEMO_PRETRAINED = {"runs/mini/pretrain": "make reproduce"}
+def _chosen(demos: dict[str, str]) -> Any:
+    return _option("DIR", "a finished run, a safetensors file, or a folder of `save_pretrained`", ", else ".join(f"{run}, which `{made}` leaves" for run, made in demos.items()))
+Finetuned = Annotated[str | None, _chosen(DEMO_FINETUNED)]
 Pretrained = Annotated[str | None, _chosen(DEMO_PRETRAINED)]
 
 def mini(folder: Annotated[Positional[str], _option("DIR", "folder to write into")], corpus: Literal["vggsound", "audioset", "epic_kitchens"] = "vggsound",
@@ -134,7 +135,7 @@ def convert(checkpoint: Checkpoint, out: Out, encoder: Encoder = None, decoder: 
 def predict(videos: Videos, model: Finetuned = None, top: Labels = 5, out: Table = None, windows: Spread = None, batch_size: Batch = 16, workers: Threads = None, device: Device = None) -> None:
     "Say what happens in videos: the most probable labels of each file, by a finetuned model."
     _check(videos, out, (".csv", ".json"))
-    loaded = _load(model, DEMO, device)
+    loaded = _load(model, DEMO_FINETUNED, device)
     with _all_or_nothing(out): found = loaded.predict(videos, windows=windows, batch_size=batch_size, workers=workers)
     from avmae.videos import Failure, write_predictions
     if out: write_predictions(out, found, top)
@@ -183,11 +184,12 @@ def _check(videos: tuple[str, ...], out: str | None, suffixes: tuple[str, ...]) 
     if out and not out.endswith(suffixes): raise UsageError(f"--out must end in {' or '.join(suffixes)}, unlike {out!r}.")
     if out and not os.path.isdir(os.path.dirname(out) or "."): raise UsageError(f"{os.path.dirname(out)} is not a folder; make it first.")
 
-def _load(model: str | None, demo: str, device: str | None) -> Any:
-    if model is None and not os.path.isdir(demo):
-        raise UsageError(f"there is no {demo} here: say which model with --model DIR, or let `make reproduce` make this one and call from the folder where you did.")
+def _load(model: str | None, demos: dict[str, str], device: str | None) -> Any:
+    chosen = model or next(filter(os.path.isdir, demos), None)
+    if chosen is None:
+        raise UsageError(f"there is no {' or '.join(demos)} here: say which model with --model DIR, or let `{list(demos.values())[-1]}` make one and call from the folder where you did.")
     from avmae.hub import load
-    return load(model or demo, device)
+    return load(chosen, device)
 
 @contextmanager
 def _all_or_nothing(out: str | None) -> Iterator[None]:

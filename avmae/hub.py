@@ -133,7 +133,7 @@ class Model:
             seen = iter(look(samples) if samples else ())
             for number, plan, x in part:
                 yield number, plan, next(seen) if isinstance(x, Sample) else x
-                bar.update(1 / len(plan.windows) if isinstance(plan, Plan) else 1)
+                bar.update(min(1 / len(plan.windows) if isinstance(plan, Plan) else 1, bar.total - bar.n))   # thirds may sum to a little more than one
 
     def _inputs(self, samples: list[Sample]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         batch = self.collate(samples).to(self.device)

