@@ -75,7 +75,7 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     norm = get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-def clip_gradients(optimizer: torch.optim.Optimizer, largest: float, norm: float) -> None:
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float, norm: float | Tensor) -> None:
     "Scale all gradients to the norm `largest` if theirs, `norm`, is above it. METHOD.md g."
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if norm > largest: torch._foreach_mul_(grads, largest / norm)
