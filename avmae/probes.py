@@ -11,8 +11,9 @@ __all__ = ['RECALLS', 'Protocol', 'standardised', 'knn', 'score', 'held_out', 'l
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
@@ -39,8 +40,8 @@ class Protocol(Config):
     neighbours: int = 20                # of kNN
     temperature: float = .07            # of their votes
     held_out: float = .2                # share of the training clips on which a regularisation is chosen
-    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, .1, 1.)          # C of logistic regression: the smaller, the stronger
-    ridges: tuple[float, ...] = (1., 10., 1e2, 1e3, 1e4)               # alpha of ridge regression: the larger, the stronger
+    strengths: tuple[float, ...] = (1e-3, 1e-2, .1, 1., 10., 100.)    # C of logistic regression: the smaller, the stronger
+    ridges: tuple[float, ...] = (1., 10., 1e2, 1e3, 1e4, 1e5)         # alpha of ridge regression: the larger, the stronger
     width: int = 128                    # of the attentive probe, whatever the width of the checkpoint
     heads: int = 4
     epochs: int = 20                    # 0: without an attentive probe, and so without storing tokens
@@ -193,19 +194,25 @@ class Result(NamedTuple):
     test_clips: int
     coverage: str           # of the test split, before clips without a label are left out
 
-class Probed(NamedTuple):
+@dataclass(frozen=True)
+class Probed:
     "A model under the name and with the past that its results are to have."
     name: str
     model: Model
     pretrained_on: str = "nothing"
 
+    @cached_property
+    def digest(self) -> str:
+        "Names the weights."
+        return digest(self.model.model)
+
     def result(self, tested_on: str, probe: str, metric: str, value: float, between: tuple[float, float], chance: float, chosen: float | None, clips: tuple[int, int], coverage: str) -> Result:
         "A row with this name."
-        return Result(self.name, digest(self.model.model), self.pretrained_on, tested_on, probe, metric, value, *between, chance, chosen, *clips, coverage)
+        return Result(self.name, self.digest, self.pretrained_on, tested_on, probe, metric, value, *between, chance, chosen, *clips, coverage)
 
 def with_controls(name: str, model: Model, seed: int = 0) -> list[Probed]:
     "A model, the same one untrained, and its raw inputs."
-    return [Probed(name, model, " + ".join(sorted(model.model.config.modalities))), Probed(f"{name}, untrained", untrained(model, seed)), Probed(f"{name}, raw input", raw(model))]
+    return [Probed(name, model, " + ".join(sorted(model.model.config.modalities))), Probed(f"{name}, random weights", untrained(model, seed)), Probed(f"{name}, raw input", raw(model))]
 
 # %% ../nbs/probes.ipynb #04444073
 def _labelled(found: Frozen) -> Frozen: return found.take(found.labels.any(1).nonzero()[:, 0])
@@ -267,15 +274,17 @@ def probe(probed: Sequence[Probed], train: Manifest, test: Manifest, protocol: P
     "All probes on all modalities of each model; `train` and `test` are splits of one corpus. See `extract` for the rest."
     results: list[Result] = []
     failures: dict[str, dict[str, str]] = {}
-    how: dict[str, Any] = dict(windows=protocol.windows, tokens=protocol.epochs > 0, cache=cache, batch_size=batch_size, workers=workers, progress=progress)
+    look = partial(extract, windows=protocol.windows, tokens=protocol.epochs > 0, cache=cache, batch_size=batch_size, workers=workers, progress=progress)
     for one in probed:
-        own, seen = one.model.model.config.modalities, {}
+        own: tuple[str, ...] = one.model.model.config.modalities
+        here: dict[str, Frozen] = {}
+        there: dict[str, Frozen] = {}
         for modalities in dict.fromkeys([*((m,) for m in sorted(own)), own]):
-            here, there = (extract(one.model, part, modalities, **how) for part in (train, test))
-            seen[tested_on := " + ".join(sorted(modalities))] = here, there
-            failures.setdefault(tested_on, {}).update(here.failures | there.failures)
-            results += classify(one, tested_on, here, there, protocol, progress)
-        if len(own) > 1: results += retrieve(one, {m: seen[m][0] for m in own}, {m: seen[m][1] for m in own}, protocol, progress)
+            name = " + ".join(sorted(modalities))
+            here[name], there[name] = look(one.model, train, modalities), look(one.model, test, modalities)
+            failures[name] = failures.get(name, {}) | here[name].failures | there[name].failures
+            results += classify(one, name, here[name], there[name], protocol, progress)
+        if len(own) > 1: results += retrieve(one, here, there, protocol, progress)
     return Report(results, failures)
 
 def save_report(report: Report, folder: str | Path, protocol: Protocol, train: Manifest, test: Manifest) -> None:

@@ -149,7 +149,7 @@ def test_the_digest_names_every_weight_and_the_configuration():
 
 def test_controls_are_the_same_every_time_and_know_no_weight_of_the_model():
     a, b = (with_controls("x", autoencoder(k)) for k in range(2))
-    assert [p.name for p in a] == ["x", "x, untrained", "x, raw input"] and [p.pretrained_on for p in a] == ["audio + video", "nothing", "nothing"]
+    assert [p.name for p in a] == ["x", "x, random weights", "x, raw input"] and [p.pretrained_on for p in a] == ["audio + video", "nothing", "nothing"]
     assert digest(a[0].model.model) != digest(b[0].model.model)
     assert [digest(p.model.model) for p in a[1:]] == [digest(p.model.model) for p in b[1:]]
 
@@ -290,6 +290,6 @@ def test_the_notebook_runs_on_other_checkpoints(corpus, tmp_path):
     stored = json.loads((tmp_path/"out"/"probes.json").read_text())
     table = pd.read_csv(tmp_path/"out"/"probes.csv")
     assert Protocol.from_dict(stored["protocol"]) == replace(FAST, epochs=0) and len(stored["manifests"]["test"]) == 16
-    assert set(table["checkpoint"]) == {name + control for name in ("one", "heard") for control in ("", ", untrained", ", raw input")}
+    assert set(table["checkpoint"]) == {name + control for name in ("one", "heard") for control in ("", ", random weights", ", raw input")}
     assert set(table["tested_on"][table["checkpoint"] == "heard"]) == {"audio"} and set(table["probe"]) == {"kNN", "linear", "zero-shot", "ridge"}
     assert set(table["coverage"]) == {"12 of 12"} and len(stored["results"]) == len(table)
