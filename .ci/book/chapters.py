@@ -14,7 +14,7 @@ WINGS = {
     "benchmarks": ("Benchmarks", "how fast clips are read and steps are taken, beside other libraries"),
     ".": ("Own videos", "trained models on your own files, saving and sharing them; the authors' weights, and how closely all this agrees with their code")}
 # Notebooks without a number in their name, in their folders; what stands neither here nor has a number follows by name.
-UNNUMBERED = ("pretrain", "finetune", "evaluate", "hub", "videos", "own_corpus", "probes", "troubleshooting", "images", "card", "cli", "options", "flax", "scenic", "fidelity")
+UNNUMBERED = ("pretrain", "finetune", "evaluate", "hub", "videos", "own_corpus", "frozen", "probes", "troubleshooting", "images", "card", "cli", "options", "flax", "scenic", "fidelity")
 
 class Chapter(NamedTuple):
     "One notebook: its path in nbs/, its title and subtitle, and the module that it exports, if any."
