@@ -187,6 +187,8 @@ def test_the_record_tells_of_every_file(executed):
     assert record["manifest"]["coverage"] == {"test": [4, 4], "train": [8, 8], "unreadable": [0, 1]} and record["skipped"] == 0
     assert (record["result"]["clips"], record["result"]["windows"]) == (4, 2)
     assert record["init_weights"] == json.loads(next((folder/"work").glob("*/pretrained/run.json")).read_text())["weights"]
+    scratch = json.loads(next((folder/"work").glob("*/scratch/run.json")).read_text())
+    assert scratch["init_weights"] is None and scratch["config"] | {"init_from": record["config"]["init_from"]} == record["config"]
 
 def test_statistics_of_the_videos_are_in_both_runs_and_in_what_is_saved(executed):
     folder, printed = executed
@@ -212,8 +214,8 @@ def test_executed_again_it_goes_on_from_what_there_is(executed, videos):
     shutil.rmtree(next((folder/"work").glob("*/finetuned")))   # as if it had been stopped before
     execute(folder, videos=str(videos), work="work", test=.3, seed=3)
     now = {path: path.stat().st_mtime_ns for path in (folder/"work").glob("*/*/model.safetensors")}
-    assert now.keys() == weights.keys() and sorted(path.parent.name for path in now) == ["finetuned", "pretrained"]
-    assert [path.parent.name for path in now if now[path] == weights[path]] == ["pretrained"]
+    assert now.keys() == weights.keys() and sorted(path.parent.name for path in now) == ["finetuned", "pretrained", "scratch"]
+    assert sorted(path.parent.name for path in now if now[path] == weights[path]) == ["pretrained", "scratch"]
 
 def test_given_weights_given_halves_and_transcoded_videos(executed, videos, tmp_path):
     for kind in CLASSES:
@@ -222,9 +224,9 @@ def test_given_weights_given_halves_and_transcoded_videos(executed, videos, tmp_
             place(tmp_path, f"halves/{'test' if k % 3 == 2 else 'train'}/{kind}/{path.name}")
             shutil.copy(path, tmp_path/"halves"/("test" if k % 3 == 2 else "train")/kind/path.name)
     pretrained = next((executed[0]/"work").glob("*/pretrained"))
-    printed = execute(tmp_path, videos="halves", work="work", init_from=str(pretrained), prepared=True)
+    printed = execute(tmp_path, videos="halves", work="work", init_from=str(pretrained), prepared=True, scratch=False)
     record = json.loads(next((tmp_path/"work").glob("*/finetuned/run.json")).read_text())
-    assert record["init_weights"] == json.loads((pretrained/"run.json").read_text())["weights"] and not list((tmp_path/"work").glob("*/pretrained"))
+    assert record["init_weights"] == json.loads((pretrained/"run.json").read_text())["weights"] and not [*(tmp_path/"work").glob("*/pretrained"), *(tmp_path/"work").glob("*/scratch")]
     assert record["config"]["frontend"] == json.loads((pretrained/"run.json").read_text())["config"]["frontend"]
     assert record["manifest"]["coverage"] == {"test": [4, 4], "train": [8, 8]} and record["config"]["corpus"]["csv"] == "manifest.parquet"
     assert "4 of 4 test videos could be read" in printed
@@ -243,5 +245,5 @@ def test_real_recordings(tmp_path):
     for command in ("bin", "lay", "place", "set"):
         (tmp_path/"words"/command).mkdir(parents=True)
         for file in [line[0] for line in lines if line[2] == command][:5]: (tmp_path/"words"/command/Path(file).name).symlink_to(GRID/file)
-    printed = execute(tmp_path, videos="words", work="work")
+    printed = execute(tmp_path, videos="words", work="work", scratch=False)
     assert "4 of 4 test videos could be read, 16 of 16 training videos" in printed
