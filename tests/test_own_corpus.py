@@ -187,7 +187,7 @@ def test_the_record_tells_of_every_file(executed):
     assert record["manifest"]["coverage"] == {"test": [4, 4], "train": [8, 8], "unreadable": [0, 1]} and record["skipped"] == 0
     assert (record["result"]["clips"], record["result"]["windows"]) == (4, 2)
     assert record["init_weights"] == json.loads(next((folder/"work").glob("*/pretrained/run.json")).read_text())["weights"]
-    scratch = json.loads(next((folder/"work").glob("*/scratch/run.json")).read_text())
+    scratch = json.loads((next((folder/"work").glob("*/scratch"))/"run.json").read_text())
     assert scratch["init_weights"] is None and scratch["config"] | {"init_from": record["config"]["init_from"]} == record["config"]
 
 def test_statistics_of_the_videos_are_in_both_runs_and_in_what_is_saved(executed):
