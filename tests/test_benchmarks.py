@@ -84,7 +84,8 @@ def four_clips(kind):
 def grown(kept_by_workers, kept_by_main, reads=600):
     "MB that are said to leak of `reads` clips."
     (watched, growth), dataset = measure_of_the_notebook(), four_clips(Leaky)
-    dataset.kept, batches, kept = kept_by_workers, iter(make_loader(dataset, 4, workers=2)), []
+    dataset.kept = kept_by_workers   # before the workers are forked
+    batches, kept = iter(make_loader(dataset, 4, workers=2)), []
 
     def read(done):
         batch = next(batches)
