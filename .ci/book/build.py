@@ -79,9 +79,9 @@ def outside_fences(change: Callable[[str], str], text: str) -> str:
     "Change the prose of markdown and leave its fenced code alone."
     return "".join(part if part.startswith("```") else change(part) for part in FENCE.split(text))
 
-def linked(book: Book, page: str, text: str) -> str:
-    "Prose of a notebook whose links lead to pages of the site, as do the files and public names that it mentions."
-    folder = posixpath.join("nbs", posixpath.dirname(page))
+def linked(book: Book, page: str, text: str, folder: str | None = None) -> str:
+    "Prose whose links lead to pages of the site, as do the files and public names that it mentions; they start at `folder`, which is that of the notebook if not given."
+    if folder is None: folder = posixpath.join("nbs", posixpath.dirname(page))
     def change(prose: str) -> str:
         prose = LINK.sub(lambda m: m[1] + to(page, book.placed(posixpath.normpath(posixpath.join(folder, m[2])), page)), prose)
         prose = MENTION.sub(lambda m: f"[`{m[1]}`]({to(page, book.placed(m[1], page))})" if (ROOT/m[1]).is_file() else m[0], prose)
@@ -172,10 +172,21 @@ def pages(book: Book) -> dict[str, str]:
     found |= {f"api/{name}.md": module_page(book, name) for name in book.modules}
     return found | {f"tests/{stem}.md": test_page(book, stem) for stem in book.tests}
 
+def file(book: Book, path: str) -> bytes:
+    "A file of the repository as the site has it; markdown is a page, which no list of pages names."
+    if not path.endswith(".md"): return (ROOT/path).read_bytes()
+    return ("---\norphan: true\n---\n\n" + linked(book, path, (ROOT/path).read_text(encoding="utf-8"), posixpath.dirname(path))).encode()
+
+def files(book: Book) -> dict[str, bytes]:
+    "What the pages link to, and what that links to in turn."
+    found: dict[str, bytes] = {}
+    while todo := sorted(book.files - found.keys()): found |= {path: file(book, path) for path in todo}
+    return found
+
 def lay_out(book: Book, folder: Path) -> None:
     "Write what changed, remove what is gone."
     wanted = {path: text.encode() for path, text in pages(book).items()}
-    wanted |= {path: (ROOT/path).read_bytes() for path in book.files}
+    wanted |= files(book)
     for path in folder.rglob("*"):
         if path.is_file() and path.relative_to(folder).as_posix() not in wanted: path.unlink()
     for name, content in wanted.items():

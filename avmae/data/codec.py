@@ -20,6 +20,10 @@ import torch
 import torchaudio
 from einops import rearrange
 
+# %% ../../nbs/data/00_codec.ipynb #1e4de624
+# What FFmpeg's threads log through Python waits for the interpreter, which whoever closes a damaged file holds while it waits for them.
+av.logging.set_level(None)
+
 # %% ../../nbs/data/00_codec.ipynb #72268073
 def write_clip(path: str | Path, video: torch.Tensor | Iterable[torch.Tensor] | None, waveform: torch.Tensor | None,
                fps: float = 25., rate: int = 16000, *, crf: int = 18, gop: int = 32) -> None:
