@@ -21,8 +21,10 @@ import torchaudio
 from einops import rearrange
 
 # %% ../../nbs/data/00_codec.ipynb #1e4de624
-# What FFmpeg's threads log through Python waits for the interpreter, which whoever closes a damaged file holds while it waits for them.
-av.logging.set_level(None)
+# PyAV before 18.1 takes FFmpeg's messages through Python: a decoder's thread then waits for the interpreter, which whoever closes a damaged
+# file holds while it waits for that thread.
+av.logging.set_libav_level(-8)   # AV_LOG_QUIET
+av.logging.restore_default_callback()
 
 # %% ../../nbs/data/00_codec.ipynb #72268073
 def write_clip(path: str | Path, video: torch.Tensor | Iterable[torch.Tensor] | None, waveform: torch.Tensor | None,
