@@ -1,7 +1,7 @@
 # Everything starts here, on a machine that has Python 3.11 or newer, git and make, and nothing else:
 #   make reproduce   the main job: corpus, pretraining, finetuning, table, figure (SCALE=mini by default; done work is kept)
 #   make paper       every table and figure of the paper (SCALE=smoke, mini, gpu or paper; SEEDS=1 for a first look; DRY=1 only lists the jobs)
-#   make demo        a small classifier for `avmae predict`, a minute after the installation
+#   make demo        a small classifier for `avmae predict`, a minute or two after the installation
 #   make test        everything that proves the project
 #   make readme      README.md from nbs/index.ipynb            make notebooks   re-execute the stored notebooks
 #   make lab         JupyterLab on the notebooks               make docs        the notebooks as a site, in _site/html

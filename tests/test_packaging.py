@@ -1,5 +1,5 @@
 "What is handed out: the wheel, the sdist, and what either installs."
-import ast, os, shutil, subprocess, sys, tarfile, venv, zipfile
+import os, shutil, subprocess, sys, tarfile, venv, zipfile
 from configparser import ConfigParser
 from email import message_from_bytes
 from pathlib import Path
@@ -60,18 +60,6 @@ def test_metadata_says_what_settings_say(wheel):
 def test_every_range_has_a_lower_bound():
     loose = [str(r) for r in map(Requirement, settings()["requirements"].split()) if not any(part.operator == ">=" for part in r.specifier)]
     assert not loose, f"nobody has tried the oldest of {loose}"
-
-def test_every_import_is_required_or_an_extra():
-    "What avmae imports at the top of a module is required; the rest, inside functions or guarded, belongs to an extra."
-    stated = settings()
-    named = lambda key: {Requirement(text).name.lower().replace("-", "_") for text in stated[key].split()}
-    required, optional = named("requirements") | {"sklearn", "PIL"}, named("train_requirements") | named("hub_requirements") | named("download_requirements") | {"pil"}
-    for path in (ROOT/"avmae").rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "level", 0): continue
-            for name in [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]:
-                top = name.split(".")[0]
-                assert top in sys.stdlib_module_names or top in required, f"{path.name} imports {top}, which installing avmae does not bring ({sorted(optional)} are extras)"
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
