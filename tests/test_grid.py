@@ -53,6 +53,12 @@ def test_a_classifier_takes_over_what_it_starts_from(scale):
             taken = AVClassifier(recipe.model).init_from(sources[job.init_from])
             assert {name.split(".")[1] for name, there in taken.items() if there and name.startswith("blocks")} == set(recipe.modalities), run
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_sight_and_sound_exchange_within_every_classifier_of_both(scale):
+    "Two fused layers at least: what the first writes into the bottlenecks is read by the second."
+    both = [recipe.model for job in jobs(scale, seeds=1) for run, recipe in job.recipes().items() if job.kind == "finetune" and len(recipe.modalities) == 2]
+    assert both and all(model.fused_from <= model.stack_size.layers - 2 for model in both)
+
 def test_headline_of_the_paper_is_the_release():
     made = {run: recipe.to_dict() | {"name": ""} for job in jobs("paper") for run, recipe in job.recipes().items()}
     for run, name in {"pretrain": "vggsound_pretrain", "audioset": "audioset_pretrain", "audioset_only_audio": "audioset_pretrain_audio", "audioset_only_video": "audioset_pretrain_video",

@@ -20,7 +20,7 @@ class AVClassifierConfig(ModelConfig):
     "A finetuning model (METHOD.md f). `num_classes` is a number, or one for each head: {'verb': 97, 'noun': 300}."
     num_classes: int | dict[str, int]
     bottlenecks: int = 4
-    fusion_layer: int | None = None  # the first layer that exchanges bottlenecks, 0..layers; None = after two thirds
+    fusion_layer: int | None = None  # the first layer that exchanges bottlenecks, 0..layers; None = after two thirds, at least two from the end
     drop_path: float = 0.
 
     def __post_init__(self):
@@ -39,8 +39,9 @@ class AVClassifierConfig(ModelConfig):
 
     @property
     def fused_from(self) -> int:
-        "The first fused layer."
-        return self.stack_size.layers * 2 // 3 if self.fusion_layer is None else self.fusion_layer
+        "The first fused layer. What it writes into the bottlenecks is read by the next one: in the last layer alone they would carry nothing across."
+        layers = self.stack_size.layers
+        return min(layers * 2 // 3, max(layers - 2, 0)) if self.fusion_layer is None else self.fusion_layer
 
     @property
     def fuses(self) -> bool:
