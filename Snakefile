@@ -4,7 +4,7 @@ What there is to do stands in avmae.train.grid. A job is a papermill notebook of
 runs/SCALE/logs, the executed notebook in runs/SCALE/notebooks. A run is done when its run.json stands; one that was cut off is started again
 and goes on from its own checkpoint. All outputs are marked `update` (and --keep-incomplete is given), because Snakemake else deletes what
 stands there before it starts a job again."""
-import csv, fcntl, hashlib, json, os, shlex, sys
+import csv, fcntl, hashlib, json, os, shlex, shutil, sys
 from pathlib import Path
 from avmae.train.grid import SCALES, jobs
 
@@ -65,6 +65,7 @@ all_records = [path for job in todo for path in records(job)]
 written = {name: [file for stem in stems for file in files(stem)] for name, stems in
            {**FROM_RECORDS, "table_runs": ["runs.csv", "table_runs"], "figure_strategies": [f"figure_{x}" for x in ("overview", "encoders", "decoders", "objectives")], **SEEN}.items()}
 small_results = [f"{figures}/reproduce.csv", *files("table_pretraining"), *files("table_fusion"), *written["figure_reconstruction"]]
+os.environ["AVMAE_CACHE"] = os.path.abspath(f"{runs}/decoded")   # small corpora are decoded once for all jobs (nbs/data/03_cache.ipynb)
 # .ci/job.py says where a step stands among all; in the environment, because a parameter that changed would do the job again
 os.environ["AVMAE_STEPS"] = " ".join([*dict.fromkeys(f"corpus_{job.corpus}" for job in todo), *(job.name for job in todo),
                                       *(["evaluate", "table_pretraining", "figure_reconstruction"] if goal == "reproduce" else [*written, "table_pretraining", "evaluate"])])
@@ -154,6 +155,8 @@ if goal == "paper":
         run:
             from avmae.paper.index import write_index
             write_index(figures, "nbs/paper")
+
+onsuccess: shutil.rmtree(f"{runs}/decoded", ignore_errors=True)
 
 onstart:
     # Held by every job too: after a kill, what was left working must end before the same runs are touched again.

@@ -13,7 +13,7 @@ from avmae.data.media import Media
 from avmae.model.avmae import AVMAEConfig
 from avmae.model.decoders import DECODERS
 from avmae.model.encoders import ENCODERS
-from avmae.paper.claims import CLAIMS, Finding, claims_table, claims_text, examine, interval, main_pretraining, student_t, summary, with_pretraining
+from avmae.paper.claims import CLAIMS, Finding, claims_table, claims_text, examine, examine_all, interval, main_pretraining, student_t, summary, with_pretraining
 from avmae.paper.diagrams import decoders_figure, encoders_figure, hidden_patches, kept, objectives_figure, overview_figure
 from avmae.paper.figures import Reconstruction, pixel_mask, reconstruction_figure, save_figure
 from avmae.paper.index import index, write_index
@@ -246,13 +246,22 @@ def test_ties_of_rounded_scores_are_as_wide_as_the_rounding():
     assert rounded.interval == pytest.approx((.01 - 12.7062 * .01 / 12**.5, .01 + 12.7062 * .01 / 12**.5), abs=1e-6)
 
 def test_claims_that_were_not_run_are_listed():
-    findings = [examine(claim, with_pretraining(grid())) for claim in CLAIMS]
+    findings = examine_all(with_pretraining(grid()))
     table = claims_table(findings)
-    assert len(table.cells) == len(CLAIMS) and set(table.cells["verdict"]) == {"seen", "undecided at this scale", "not run"}
+    assert len(table.cells) == len(CLAIMS) - 1 and set(table.cells["verdict"]) == {"seen", "undecided at this scale", "not run"}
     assert summary(findings)["What was learned transfers to another corpus"] == "not run" and summary(findings)["Audiovisual pretraining helps"] == "seen in 1 of 1 comparison"
     assert claims_text(findings).count(": not run") == sum(not finding.differences for finding in findings) + list(summary(findings).values()).count("not run")
-    nothing = [examine(claim, with_pretraining(grid().head(2))) for claim in CLAIMS]
-    assert {finding.verdict for finding in nothing} == {"not run"}
+    nothing = examine_all(with_pretraining(grid().head(2)))
+    assert len(nothing) == len(CLAIMS) and {finding.verdict for finding in nothing} == {"not run"}
+
+def test_the_longest_pretraining_is_a_comparison_of_its_own_where_there_is_another():
+    short = [pretraining(f"short-seed{seed}", **{"config.epochs": 2}) for seed in range(3)]
+    records = pd.concat([grid(), pd.DataFrame([*short, *(finetuning(f"short-seed{seed}", seed, .31 + .001 * seed) for seed in range(3))], dtype=object)])
+    told = {finding.claim.text: finding for finding in examine_all(with_pretraining(records)) if finding.differences}
+    usual, longest = told["Audiovisual pretraining against none, finetuned on audio + video"], told["The longest audiovisual pretraining against none, finetuned on audio + video"]
+    assert usual.runs[0].split()[0].startswith("short-seed0") and longest.runs[0].split()[0].startswith("main") and usual.runs[1] == longest.runs[1]
+    csv = claims_table(list(told.values())).tidy().set_index("comparison")
+    assert csv.loc[longest.claim.text, ["runs", "compared with"]].tolist() == list(longest.runs)
 
 def test_claims_across_corpora_use_the_score_and_the_main_pretraining_of_each():
     epic = [finetuning(source, seed, .2 + .1 * bool(source) + .001 * seed, corpus="epic_kitchens") for source in ("", "sounds") for seed in range(3)]
@@ -268,7 +277,7 @@ def test_claims_notebook_on_the_committed_records(folder, tmp_path, monkeypatch)
     run_cells("table_claims.ipynb", monkeypatch, records=str(folder/"runs.csv"), out=str(tmp_path/"out"))
     runs = with_pretraining(load_records(folder/"runs.csv"))
     stored = pd.read_csv(tmp_path/"out"/"table_claims.csv", keep_default_na=False)
-    assert stored["verdict"].tolist() == [examine(claim, runs).verdict for claim in CLAIMS]
+    assert stored["verdict"].tolist() == [finding.verdict for finding in examine_all(runs)]
     assert f"Scale {folder.name}" in (tmp_path/"out"/"claims.md").read_text(encoding="utf-8")
 
 def grid_records(folder: Path, runs: pd.DataFrame) -> Path:

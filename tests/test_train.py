@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from avmae.data import cache
 from avmae.data.loader import Batch, TooManyFailures, TrainBatches, WorkerDied, make_loader
 from avmae.model.avmae import AVMAE, AVMAEConfig
 from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train import engine, step as steps
+from avmae.train.budget import made_up
 from avmae.train.checkpoint import CheckpointError, checkpoints, load_checkpoint, load_weights, save_checkpoint, save_weights
 from avmae.train.engine import Interrupted, NonFinite, fit
 from avmae.train.evaluate import evaluate, scores
@@ -299,6 +301,18 @@ def test_a_killed_run_ends_with_the_same_bits(corpus, tmp_path, moment, kind):
 def test_workers_change_nothing(corpus, tmp_path, kind):
     assert len({run(recipe(corpus, kind, workers=n, cache=n == 0, steps=3), tmp_path/str(n))["weights"] for n in (0, 2)}) == 1
 
+def test_a_folder_of_decoded_clips_is_shared_and_changes_nothing(corpus, tmp_path, monkeypatch):
+    kinds = ("pretrain", "finetune")
+    alone = [run(recipe(corpus, kind, steps=3), tmp_path/f"{kind}-alone") for kind in kinds]
+    monkeypatch.setenv("AVMAE_CACHE", str(tmp_path/"decoded"))
+    first = [run(recipe(corpus, kind, steps=3), tmp_path/f"{kind}-first") for kind in kinds]
+    kept = sorted(path.name for path in (tmp_path/"decoded").iterdir() if path.is_dir())
+    monkeypatch.setattr(cache, "decode", None)   # nothing is decoded again, not even to score
+    second = [run(recipe(corpus, kind, steps=3), tmp_path/f"{kind}-second") for kind in kinds]
+    told = lambda records: [(record["weights"], record["config_hash"], {key: value for key, value in record["result"].items() if key != "seconds"}) for record in records]
+    assert told(alone) == told(first) == told(second)
+    assert len(kept) == 2 and kept == sorted(path.name for path in (tmp_path/"decoded").iterdir() if path.is_dir())   # training and test clips
+
 def test_workers_leave_in_good_order(corpus):
     made = recipe(corpus, workers=2)
     manifest = open_manifest(made.corpus)
@@ -322,6 +336,19 @@ def test_accumulation_changes_nothing_but_rounding(corpus, tmp_path):
                if run(recipe(corpus, accumulate=parts, steps=4, optim__method="sgd", optim__lr=.01, optim__clip=1.), tmp_path/str(parts))]
     for other in weights[1:]:
         for name, w in weights[0].items(): torch.testing.assert_close(other[name], w, rtol=1e-5, atol=1e-6, msg=name)
+
+def test_a_batch_short_of_clips_is_cut_into_as_many_parts(corpus):
+    "Sharded processes meet in every part: one of them that could not read all its clips must not have fewer."
+    batch, gradients = made_up(recipe(corpus), 3), []
+    for parts in (1, 4):
+        made = recipe(corpus, accumulate=parts)
+        t, calls = begin(made, open_manifest(made.corpus), 12), []
+        t.run.register_forward_hook(lambda *_: calls.append(1))
+        work, _ = engine.prepare(t, batch, 0, None)
+        losses = engine.accumulate(t, work, work.counts)
+        assert len(calls) == parts and losses["loss"].isfinite()
+        gradients.append({name: p.grad for name, p in t.task.model.named_parameters() if p.grad is not None})
+    for name, grad in gradients[0].items(): torch.testing.assert_close(gradients[1][name], grad, rtol=1e-4, atol=1e-7, msg=name)
 
 def test_training_learns(corpus, tmp_path):
     run(recipe(corpus, epochs=12, optim__lr=1e-2), tmp_path/"pretrain")

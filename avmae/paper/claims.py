@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRETRAINING', 'FACTORS', 'SOURCE', 'PREFERRED', 'SCORES', 'MARGIN', 'VERDICTS', 'CORPORA', 'CLAIMS', 'student_t',
            'interval', 'with_pretraining', 'comparable', 'main_pretraining', 'matching', 'Claim', 'Finding', 'examine',
-           'claims_table', 'summary', 'claims_text']
+           'examine_all', 'claims_table', 'summary', 'claims_text']
 
 # %% ../../nbs/paper/04_claims.ipynb #1c253c8b
 import math, re
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd
 from .runs import INPUTS, inputs, start
-from .tables import Difference, TextTable, estimate
+from .tables import Difference, TextTable, estimate, names
 
 # %% ../../nbs/paper/04_claims.ipynb #90b10d69
 def _within(angle: float, freedom: int) -> float:
@@ -155,6 +155,7 @@ class Finding:
     step: float = 0.                 # of the scores: one clip
     unpaired: int = 0                # runs without a partner of the same seed
     pretrainings: int = 0            # different ones that the runs of one side started from, at most
+    runs: tuple[str, str] = ("", "")   # names of the runs that were subtracted from, and of those that were subtracted
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -202,11 +203,13 @@ def examine(claim: Claim, runs: pd.DataFrame, name: str | None = None) -> Findin
     better, worse = (claim.group(runs, side, main) for side in (claim.better, claim.worse))
     pairs = better.index.intersection(worse.index)
     if not len(pairs): return Finding(claim=claim, differences=())
-    both = pd.concat([better.loc[pairs], worse.loc[pairs]])
+    better, worse, unpaired = better.loc[pairs], worse.loc[pairs], len(better) + len(worse) - 2 * len(pairs)
+    both = pd.concat([better, worse])
     if both[claim.score].isna().any(): raise ValueError(f"{claim.text}: {both['run'].iloc[int(both[claim.score].isna().argmax())]} has no {claim.score}.")
     step = 1 / min(both["result.clips"]) if "result.clips" in both and both["result.clips"].notna().all() else 0.
-    return Finding(claim=claim, differences=tuple(float(a - b) for a, b in zip(better.loc[pairs, claim.score], worse.loc[pairs, claim.score])), step=step,
-                   unpaired=len(better) + len(worse) - 2 * len(pairs), pretrainings=max(side["source_run"].nunique() for side in (better, worse)))
+    differences = tuple(float(a - b) for a, b in zip(better[claim.score], worse[claim.score]))
+    return Finding(claim=claim, differences=differences, step=step, unpaired=unpaired, pretrainings=max(side["source_run"].nunique() for side in (better, worse)), runs=(names(better), names(worse)))
+
 
 # %% ../../nbs/paper/04_claims.ipynb #d88d82e3
 _ENCODERS = {"early_fusion": "early fusion", "shared": "a shared encoder", "separate": "separate encoders"}
@@ -219,6 +222,10 @@ def _pretraining_claims(corpus: str) -> list[Claim]:
         made += [Claim(claim="Audiovisual pretraining helps", text=f"Audiovisual pretraining against {words}, finetuned on {sense}", among={"corpus": corpus, "inputs": one},
                        better={"source": "audiovisual"} | own, worse=other) for words, other in others.items()]
     return made
+
+def _longest_claims(corpus: str) -> list[Claim]:
+    return [Claim(claim="Audiovisual pretraining helps", text=f"The longest audiovisual pretraining against none, finetuned on {sense}", among={"corpus": corpus, "inputs": one},
+                  better={"source": "audiovisual", "source_corpus": corpus}, worse={"source": "none"}, headline=True) for one, sense in INPUTS.items()]
 
 def _fusion_claims(corpus: str, origin: str) -> list[Claim]:
     return [Claim(claim="Joint finetuning beats single modalities", text=f"Finetuning on audio + video against {one} alone, pretrained on {CORPORA[origin]}",
@@ -233,9 +240,18 @@ def _transfer_claim(corpus: str, origin: str) -> Claim:
     return Claim(claim="What was learned transfers to another corpus", text=f"Pretraining on {CORPORA[origin]} against none", among={"corpus": corpus, "inputs": "audiovisual"},
                  better={"source": "audiovisual", "source_corpus": origin}, worse={"source": "none"}, headline=True)
 
-CLAIMS = (*_pretraining_claims("vggsound"), *_pretraining_claims("audioset"),
+CLAIMS = (*_pretraining_claims("vggsound"), *_longest_claims("vggsound"), *_pretraining_claims("audioset"),
           *_fusion_claims("vggsound", "vggsound"), *_fusion_claims("audioset", "audioset"), *_fusion_claims("epic_kitchens", "vggsound"), *_choice_claims("vggsound"),
           *(_transfer_claim(*pair) for pair in [("epic_kitchens", "vggsound"), ("epic_kitchens", "audioset"), ("vggsound", "audioset"), ("audioset", "vggsound")]))
+
+def examine_all(runs: pd.DataFrame, name: str | None = None) -> list[Finding]:
+    "A finding for each of CLAIMS; where one would compare the same runs again, as with a single kind of pretraining, it is left out."
+    found: dict = {}
+    for claim in CLAIMS:
+        finding = examine(claim, runs, name)
+        found.setdefault(finding.runs if finding.differences else claim.text + claim.among["corpus"], finding)
+    return list(found.values())
+
 
 # %% ../../nbs/paper/04_claims.ipynb #77250a04
 def _limits(findings: list[Finding]) -> tuple[str, ...]:
@@ -247,10 +263,11 @@ def _limits(findings: list[Finding]) -> tuple[str, ...]:
     return tuple(limits)
 
 def claims_table(findings: list[Finding], notes: tuple[str, ...] = ()) -> TextTable:
-    "Every comparison with its gain, interval, number of pairs and verdict."
+    "Every comparison with its gain, interval, number of pairs and verdict; the csv also names the runs and those that they were compared with."
     lines = [{"claim": f.claim.claim, "corpus": CORPORA[f.claim.among["corpus"]], "gain": f.gain, "95 % interval": f.bounds, "pairs": str(len(f.differences) or ""), "verdict": f.verdict} for f in findings]
     cells = pd.DataFrame(lines, index=[finding.claim.text for finding in findings], dtype=object)
-    return TextTable(title="The claims of the paper, and what these runs say about them (gains in points)", corner="comparison", align="l", cells=cells, notes=(*notes, *_limits(findings)))
+    runs = pd.DataFrame([finding.runs for finding in findings], columns=["runs", "compared with"], dtype=object)
+    return TextTable(title="The claims of the paper, and what these runs say about them (gains in points)", corner="comparison", align="l", cells=cells, notes=(*notes, *_limits(findings)), runs=runs)
 
 def summary(findings: list[Finding]) -> dict[str, str]:
     "{claim: 'seen in 2 of 3 comparisons, not seen in 1'}, without the comparisons that were not run."

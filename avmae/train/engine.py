@@ -100,12 +100,13 @@ def accumulate(t: Training, work: Work, counts: dict[str, float]) -> dict[str, T
     t.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Any] = {}
     parts = split(len(work.batch.ids), t.recipe.accumulate)
+    parts += [[]] * (t.recipe.accumulate - len(parts))   # clips that could not be read: sharded processes meet in every part, so all have as many
     for k, rows in enumerate(parts):
-        part, drawn = work.rows(rows)
+        part, drawn = work.rows(rows or [0])
         with torch.no_grad(): inputs = t.task.frontend(part.inputs)
         with exchange(t.run, k == len(parts) - 1):
             with precision(t.group.device, t.recipe.precision): losses, here = t.run(inputs, part, drawn)
-            shares = {m: x * here[m] / max(counts[m], 1.) for m, x in losses.items()}
+            shares = {m: x * bool(rows) * here[m] / max(counts[m], 1.) for m, x in losses.items()}
             loss = total(shares, t.task.weights)
             (loss * t.group.size).backward()   # what is exchanged is averaged
         for name, x in {"loss": loss, **{f"loss_{m}": x for m, x in shares.items()}}.items(): sums[name] = sums.get(name, 0) + x.detach()

@@ -110,5 +110,6 @@ def test_data(recipe: AnyRecipe, manifest: Manifest, windows: int | None = None,
 def _dataset(recipe: AnyRecipe, manifest: Manifest, *, train: bool, windows: int | None = None, progress: bool) -> ClipDataset:
     config = clip_config(recipe, windows)
     single = recipe.kind == "finetune" and recipe.loss == "softmax" and isinstance(recipe.model.num_classes, int)
-    cache = recipe.cache and (train or config.windows > 1)               # what is read once is not worth holding
+    shared = os.environ.get("AVMAE_CACHE")   # a folder of this machine, which is nothing that a recipe could know
+    cache: bool | Path = recipe.cache and (Path(shared) if shared else train or config.windows > 1)   # what is read once is not worth holding
     return ClipDataset(manifest, config, train=train, seed=recipe.seed, cache=cache, multilabel=not single, progress=progress)
