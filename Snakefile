@@ -21,9 +21,12 @@ LISTS = {"vggsound": "vggsound.csv", "audioset": "eval_segments.csv", "epic_kitc
 SOTA = [f"table_{kind}_{corpus}" for kind in ("sota", "ours") for corpus in LISTS]
 FROM_RECORDS = {f"table_{name}": [f"table_{name}"] for name in ("strategies", "objectives", "modalities", "masking", "size", "length", "transfer")}
 FROM_RECORDS["table_modalities"] += ["table_modalities_audioset"]
-FROM_RECORDS |= {"table_sota": SOTA, "table_hyperparameters": [f"table_hyperparameters_{x}" for x in ("pretraining", "finetuning", "changed")], "table_claims": ["table_claims", "claims.md"], "figure_epochs": ["figure_epochs"], "figure_masking": ["figure_masking"]}
+FROM_RECORDS |= {"table_sota": SOTA, "table_hyperparameters": [f"table_hyperparameters_{x}" for x in ("pretraining", "finetuning", "changed")],
+                 "table_claims": ["table_claims", "claims.md"], "figure_epochs": ["figure_epochs"], "figure_masking": ["figure_masking"]}
+CLIPS = {"figure_reconstruction": 4, "figure_inpainting": 2}
 FROM_WEIGHTS = {"figure_reconstruction": "pretrain", "figure_inpainting": "inpainting-seed0"}
-SEEN = {"figure_reconstruction": ["figure_reconstruction", "reconstructed.mp4"], "figure_inpainting": ["figure_inpainting", "inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"]}
+SEEN = {"figure_reconstruction": ["figure_reconstruction", "table_errors_reconstruction", "reconstructed.mp4"],
+        "figure_inpainting": ["figure_inpainting", "table_errors_inpainting", "inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"]}
 
 def files(stem: str) -> list[str]:
     "What stands in the results for a table, a figure or a file."
@@ -121,7 +124,7 @@ for figure, source in FROM_WEIGHTS.items():
             input: f"{runs}/{source}/run.json", f"{runs}/{source}/model.safetensors"
             output: results(SEEN[figure])
             log: f"{runs}/logs/{figure}.log"
-            params: command=papermill(figure, f"paper/{figure}.ipynb", run=f"{runs}/{source}", out=figures, clips=4), code=code(f"paper/{figure}.ipynb")
+            params: command=papermill(figure, f"paper/{figure}.ipynb", run=f"{runs}/{source}", out=figures, clips=CLIPS[figure]), code=code(f"paper/{figure}.ipynb")
             shell: start()
 
 if goal == "paper":

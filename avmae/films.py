@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPANIONS', 'LONGEST', 'TICKS', 'CRF', 'Made', 'predict_hidden', 'from_other', 'Shown', 'show', 'reconstructions',
-           'error_table', 'sound_made', 'write_wav', 'film_of', 'most', 'sound_of_film', 'write_film', 'write_sounds']
+           'error_table', 'errors_of', 'sound_made', 'write_wav', 'film_of', 'most', 'sound_of_film', 'write_film',
+           'write_sounds']
 
 # %% ../nbs/films.ipynb #8c53c054
 import math, wave
@@ -26,6 +27,7 @@ from .model.frontend import Frontend, FrontendConfig
 from .model.masking import Mask
 from .model.tokens import patchify, token_grid, unpatchify
 from .paper.figures import Reconstruction, pixel_mask
+from .paper.tables import TextTable
 from .train.board import Views
 from .train.config import PretrainRecipe, override
 from .train.feed import clip_config, open_manifest, test_data
@@ -109,6 +111,14 @@ def error_table(clips: Sequence[dict[str, Reconstruction]]) -> pd.DataFrame:
     "Mean squared errors over the places that were predicted, in the units of the pictures ([0,1]) and of the spectrogram, by modality."
     rows = {m: [clip[m] for clip in clips] for m in clips[0]}
     return pd.DataFrame({m: _errors(views) for m, views in rows.items()}).T
+
+def errors_of(run: str | Path, clips: int = 48, seed: int = 0) -> TextTable:
+    "`error_table` of a run's first test clips, with what it takes to find the run again."
+    shown, record = show(run, clips, seed), read_json(Path(run)/"run.json") or {}
+    cells = error_table(shown.clips).map(lambda error: f"{error:.4f}")
+    run_is = f"Run {Path(run).name}, scale {record.get('scale')}, corpus {record.get('corpus')}, configuration {record.get('config_hash')}, weights {record.get('weights')}; {len(shown.clips)} test clips, masks of seed {seed}."
+    return TextTable(title=f"Mean squared error of what was filled in, by {shown.model.config.objective}", corner="modality", cells=cells,
+                     notes=("Over the places that were predicted: pictures in [0,1], spectrograms as the network sees them.", run_is))
 
 def _errors(views: Sequence[Reconstruction]) -> dict[str, float]:
     where = lambda x, view: x[view.hidden if view.made is None else view.made]

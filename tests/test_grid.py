@@ -2,8 +2,9 @@
 import re, subprocess, sys
 from pathlib import Path
 import pytest
+import torch
 from avmae.model.avmae import AVMAE
-from avmae.model.classifier import AVClassifier
+from avmae.model.classifier import AVClassifier, AVClassifierConfig
 from avmae.train.grid import SCALES, grid, jobs
 from avmae.train.recipes import get_recipe
 
@@ -41,8 +42,15 @@ def test_what_is_compared_is_finetuned_alike(scale):
     made = {run: recipe.to_dict() for job in jobs(scale, seeds=1) for run, recipe in job.recipes().items() if job.kind == "finetune"}
     usual = made["mid_fusion-shared-audiovisual-seed0"]
     for run, recipe in made.items():
-        if run.endswith("audiovisual-seed0") and recipe["corpus"] == usual["corpus"] and "size" not in run and not run.startswith(("scratch_", "pretrained", "audioset")):
+        if run.endswith("audiovisual-seed0") and recipe["corpus"] == usual["corpus"] and not run.startswith(("size", "scratch", "pretrained", "audioset")):
             assert differing(recipe, usual) == set(), run
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_starts_from_scratch_is_what_it_is_held_against(scale):
+    "For every finetuning from a pretraining there is one from scratch that differs in nothing; of the strategies and the headline, with every input."
+    made = {run: recipe.to_dict() for job in jobs(scale, seeds=1) for run, recipe in job.recipes().items() if job.kind == "finetune"}
+    scratch = [recipe for run, recipe in made.items() if run.startswith("scratch")]
+    for run, recipe in made.items(): assert sum(not differing(recipe, other) for other in scratch) == 1, run
 
 @pytest.mark.parametrize("scale", [scale for scale in SCALES if scale != "paper"])
 def test_a_classifier_takes_over_what_it_starts_from(scale):
@@ -56,8 +64,14 @@ def test_a_classifier_takes_over_what_it_starts_from(scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_sight_and_sound_exchange_within_every_classifier_of_both(scale):
     "Two fused layers at least: what the first writes into the bottlenecks is read by the second."
-    both = [recipe.model for job in jobs(scale, seeds=1) for run, recipe in job.recipes().items() if job.kind == "finetune" and len(recipe.modalities) == 2]
-    assert both and all(model.fused_from <= model.stack_size.layers - 2 for model in both)
+    both = {(recipe.model.stack_size.layers, recipe.model.fused_from) for job in jobs(scale, seeds=1) for recipe in job.recipes().values() if job.kind == "finetune" and len(recipe.modalities) == 2}
+    assert both
+    for layers, first in both:
+        torch.manual_seed(0)
+        model = AVClassifier(AVClassifierConfig(size="nano", layers=layers, num_classes=2, fusion_layer=first))
+        sound = torch.randn(1, 32, 128, requires_grad=True)
+        seen = model.encode({"video": torch.randn(1, 4, 3, 32, 32), "audio": sound})["video"]
+        assert torch.autograd.grad(seen[..., 0].sum(), sound)[0].abs().max() > 0, (layers, first)   # what is seen depends on what is heard
 
 def test_headline_of_the_paper_is_the_release():
     made = {run: recipe.to_dict() | {"name": ""} for job in jobs("paper") for run, recipe in job.recipes().items()}

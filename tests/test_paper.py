@@ -232,8 +232,8 @@ def test_an_unscored_run_is_named():
 
 @pytest.mark.parametrize("differences, verdict", [
     ((), "not run"), ((.3,), "undecided at this scale"), ((-.3,), "undecided at this scale"),   # nothing, one
-    ((.10, .11), "seen"), ((.10, .13), "undecided at this scale"), ((-.10, -.11), "not seen"),    # two: 12.7 times the error
-    ((.05, .05), "seen"), ((0., 0.), "not seen"), ((0., 0., 0.), "not seen"), ((-.05,) * 3, "not seen"),   # ties
+    ((.10, .11), "seen"), ((.10, .13), "undecided at this scale"), ((-.10, -.11), "the opposite"),    # two: 12.7 times the error
+    ((.05, .05), "seen"), ((0., 0.), "not seen"), ((0., 0., 0.), "not seen"), ((-.05,) * 3, "the opposite"),   # ties
     ((.01, .02, .03), "undecided at this scale"), ((.02, .022, .024), "seen"), ((.001, .0012, .0014), "seen"),
     ((-.002, 0., .002), "not seen"), ((-.03, 0., .03), "undecided at this scale"), ((-.08, -.04, -.03), "undecided at this scale")])
 def test_verdicts(differences, verdict):
@@ -248,20 +248,21 @@ def test_ties_of_rounded_scores_are_as_wide_as_the_rounding():
 def test_claims_that_were_not_run_are_listed():
     findings = examine_all(with_pretraining(grid()))
     table = claims_table(findings)
-    assert len(table.cells) == len(CLAIMS) - 1 and set(table.cells["verdict"]) == {"seen", "undecided at this scale", "not run"}
+    assert len(table.cells) == len(CLAIMS) - 1   # the only pretraining is the headline and what is compared
+    assert set(table.cells["verdict"]) == {"seen", "undecided at this scale", "not run"}
     assert summary(findings)["What was learned transfers to another corpus"] == "not run" and summary(findings)["Audiovisual pretraining helps"] == "seen in 1 of 1 comparison"
     assert claims_text(findings).count(": not run") == sum(not finding.differences for finding in findings) + list(summary(findings).values()).count("not run")
     nothing = examine_all(with_pretraining(grid().head(2)))
     assert len(nothing) == len(CLAIMS) and {finding.verdict for finding in nothing} == {"not run"}
 
-def test_the_longest_pretraining_is_a_comparison_of_its_own_where_there_is_another():
+def test_the_headline_pretraining_is_a_comparison_of_its_own_where_there_is_another():
     short = [pretraining(f"short-seed{seed}", **{"config.epochs": 2}) for seed in range(3)]
     records = pd.concat([grid(), pd.DataFrame([*short, *(finetuning(f"short-seed{seed}", seed, .31 + .001 * seed) for seed in range(3))], dtype=object)])
     told = {finding.claim.text: finding for finding in examine_all(with_pretraining(records)) if finding.differences}
-    usual, longest = told["Audiovisual pretraining against none, finetuned on audio + video"], told["The longest audiovisual pretraining against none, finetuned on audio + video"]
-    assert usual.runs[0].split()[0].startswith("short-seed0") and longest.runs[0].split()[0].startswith("main") and usual.runs[1] == longest.runs[1]
+    usual, headline = told["Audiovisual pretraining against none, finetuned on audio + video"], told["The headline pretraining against none, finetuned on audio + video"]
+    assert usual.runs[0].split()[0].startswith("short-seed0") and headline.runs[0].split()[0].startswith("main") and usual.runs[1] == headline.runs[1]
     csv = claims_table(list(told.values())).tidy().set_index("comparison")
-    assert csv.loc[longest.claim.text, ["runs", "compared with"]].tolist() == list(longest.runs)
+    assert csv.loc[headline.claim.text, ["runs", "compared with"]].tolist() == list(headline.runs)
 
 def test_claims_across_corpora_use_the_score_and_the_main_pretraining_of_each():
     epic = [finetuning(source, seed, .2 + .1 * bool(source) + .001 * seed, corpus="epic_kitchens") for source in ("", "sounds") for seed in range(3)]
@@ -271,14 +272,6 @@ def test_claims_across_corpora_use_the_score_and_the_main_pretraining_of_each():
     verdicts = {(claim.text, claim.among["corpus"]): examine(claim, runs).verdict for claim in CLAIMS if "transfers" in claim.claim}
     assert verdicts["Pretraining on AudioSet against none", "epic_kitchens"] == "seen" and list(verdicts.values()).count("not run") == 3
     assert {claim.score for claim in CLAIMS if claim.among["corpus"] == "audioset"} == {"result.mAP"}
-
-@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
-def test_claims_notebook_on_the_committed_records(folder, tmp_path, monkeypatch):
-    run_cells("table_claims.ipynb", monkeypatch, records=str(folder/"runs.csv"), out=str(tmp_path/"out"))
-    runs = with_pretraining(load_records(folder/"runs.csv"))
-    stored = pd.read_csv(tmp_path/"out"/"table_claims.csv", keep_default_na=False)
-    assert stored["verdict"].tolist() == [finding.verdict for finding in examine_all(runs)]
-    assert f"Scale {folder.name}" in (tmp_path/"out"/"claims.md").read_text(encoding="utf-8")
 
 def grid_records(folder: Path, runs: pd.DataFrame) -> Path:
     "The records as a committed csv."
@@ -491,9 +484,9 @@ def test_a_cell_holds_the_runs_that_its_row_and_column_say(scale, made):
         assert names(cell) == {f"{fusions.get(encoder, encoder)}-{decoder}-{WORDS[cell['column']]}"}
     for cell in cells_of(made[scale], "table_objectives"):
         assert names(cell) == {f"{'inpainting' if cell['row'] == 'inpainting' else 'mid_fusion-shared'}-{WORDS[cell['column']]}"}
-    sources = {"from scratch": "scratch", "pretrained on audio": "only_audio", "pretrained on video": "only_video", "pretrained on audio + video": "mid_fusion-shared"}
+    sources = {"from scratch": "scratch_compared" if SCALES[scale].compared_classifier else "scratch", "pretrained on audio": "only_audio", "pretrained on video": "only_video", "pretrained on audio + video": "mid_fusion-shared"}
     for cell in cells_of(made[scale], "table_modalities"): assert names(cell) == {f"{sources[cell['row']]}-{WORDS[cell['column']]}"}
-    sources |= {"pretrained on audio": "audioset_only_audio", "pretrained on video": "audioset_only_video", "pretrained on audio + video": "audioset"}
+    sources |= {"from scratch": "scratch", "pretrained on audio": "audioset_only_audio", "pretrained on video": "audioset_only_video", "pretrained on audio + video": "audioset"}
     for cell in cells_of(made[scale], "table_modalities_audioset"): assert names(cell) == {f"{sources[cell['row']]}-audioset-{WORDS[cell['column']]}"}
     starts = {"from scratch": "scratch", "VGGSound": "pretrained", "AudioSet": "audioset"}
     for cell in cells_of(made[scale], "table_transfer"):
@@ -516,7 +509,8 @@ def test_masks_lengths_and_sizes_are_those_of_the_runs(made, grids):
 
 def test_claims_of_a_grid_with_known_effects(made, grids):
     verdicts = pd.read_csv(made["mini"]/"table_claims.csv", keep_default_na=False)
-    assert set(verdicts["verdict"]) == {"seen"} and set(verdicts["pairs"]) == {3}
+    slight = verdicts["comparison"].isin(["A shared decoder against separate decoders", "A shared decoder against a joint decoder"])   # a point apart or less
+    assert set(verdicts[~slight]["verdict"]) == {"seen"} and set(verdicts["pairs"]) == {3}
     gains = verdicts.set_index("comparison")["gain"]
     assert gains[["Mid fusion against early fusion", "Mid fusion against a shared encoder", "Mid fusion against separate encoders", "Reconstruction against inpainting"]].tolist() == pytest.approx([1, 3, 2, 4], abs=.6)
     assert set(pd.read_csv(made["smoke"]/"table_claims.csv", keep_default_na=False)["verdict"]) == {"undecided at this scale"}   # one seed
@@ -563,7 +557,7 @@ def test_runs_are_gathered_into_one_file(runs, tmp_path, monkeypatch):
 
 def test_film_and_sound_of_inpainting(tmp_path, monkeypatch):
     run_cells("figure_inpainting.ipynb", monkeypatch, out=str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"figure_inpainting.png", "figure_inpainting.svg", "inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"}
+    assert {path.name for path in tmp_path.iterdir()} == {"figure_inpainting.png", "figure_inpainting.svg", *(f"table_errors_inpainting.{x}" for x in ("csv", "md", "tex")), "inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"}
     assert all((tmp_path/name).stat().st_size < 300_000 for name in ("inpainted.mp4", "inpainted_audio.wav", "original_audio.wav"))
     with Media(tmp_path/"inpainted.mp4") as media: assert all(media.streams.values()) and media.duration == pytest.approx(2 * 1.28, abs=.1)
     silent, loud = ([int(np.abs(samples).max()) for samples in np.split(np.frombuffer(wave.open(str(tmp_path/f"{name}_audio.wav")).readframes(10**6), "<i2")[:40_960], 2)] for name in ("inpainted", "original"))
@@ -585,3 +579,14 @@ def test_committed_results_follow_from_committed_records(folder, tmp_path, monke
         assert there.is_file(), f"{there} is missing: make paper SCALE={folder.name}"
         same_version = path.suffix != ".svg" or f"Matplotlib v{matplotlib.__version__}" in there.read_text(encoding="utf-8")
         if path.suffix != ".png" and same_version: assert path.read_bytes() == there.read_bytes(), path.name
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_the_committed_index_lists_what_is_there(folder):
+    assert (folder/"index.md").read_text(encoding="utf-8") == index(folder, NOTEBOOKS)
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_pictures_name_the_run_that_made_them(folder):
+    runs = load_records(folder/"runs.csv").set_index("run")
+    for objective in ("reconstruction", "inpainting"):
+        name, configuration, weights = re.search(r"Run ([\w-]+), .*configuration (\w+), weights (\w+);", (folder/f"table_errors_{objective}.md").read_text(encoding="utf-8")).groups()
+        assert runs.loc[name, ["config_hash", "weights", "config.model.objective"]].tolist() == [configuration, weights, objective]

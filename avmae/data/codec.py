@@ -93,7 +93,6 @@ def _mp3(waveform_s, rate):
         for part in (frame, None): container.mux(stream.encode(part))
     return file.getvalue()
 
-
 # %% ../../nbs/data/00_codec.ipynb #7ced7e18
 class MediaError(ValueError):
     "A media file that cannot be used: `path`; `reason`, one of missing, undecodable, no video, no audio; `detail`, the sentence."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Collate', 'epoch_order', 'split', 'TrainBatches', 'EvalBatches', 'interleave', 'TooManyFailures',
-           'WorkerDied', 'Loader', 'make_loader']
+           'WorkerDied', 'glibc', 'Loader', 'make_loader']
 
 # %% ../../nbs/data/04_loader.ipynb #bf4ed873
 import contextlib, ctypes, functools, gc, hashlib, signal, sys, threading
@@ -127,7 +127,7 @@ class WorkerDied(RuntimeError):
 
 
 @functools.cache
-def _memory(name):
+def glibc(name: str) -> Callable:
     "A function of glibc's allocator, or one that does nothing where there is another allocator."
     return getattr(ctypes.CDLL(None), name, None) or (lambda *_: 0) if sys.platform == "linux" else lambda *_: 0
 
@@ -149,7 +149,7 @@ class _Tolerant(Dataset):
         self.read += clips
         if self.read >= 64:
             self.read = 0
-            _memory("malloc_trim")(0)   # decoders leave the heap in pieces that glibc would keep
+            glibc("malloc_trim")(0)   # decoders leave the heap in pieces that glibc would keep
 
 
 def _start_worker(worker: int) -> None:
@@ -159,8 +159,8 @@ def _start_worker(worker: int) -> None:
     gc.freeze()
     # Left alone, glibc learns to put blocks of up to 32 MB on the heap as well, with holes between them: it becomes 400 MB long for 150 in use,
     # and 260 if those of 4 MB and more get pages of their own.
-    _memory("mallopt")(-3, 4 << 20)    # M_MMAP_THRESHOLD
-    _memory("mallopt")(-1, 64 << 20)   # M_TRIM_THRESHOLD: glibc's 128 kB holds again once a threshold is set, and would trim with every clip
+    glibc("mallopt")(-3, 4 << 20)    # M_MMAP_THRESHOLD
+    glibc("mallopt")(-1, 64 << 20)   # M_TRIM_THRESHOLD: glibc's 128 kB holds again once a threshold is set, and would trim with every clip
 
 
 @contextlib.contextmanager

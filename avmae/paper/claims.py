@@ -145,7 +145,7 @@ class Claim:
         return found.set_index("seed")
 
 # %% ../../nbs/paper/04_claims.ipynb #ef3c328e
-VERDICTS = ("seen", "not seen", "undecided at this scale", "not run")
+VERDICTS = ("seen", "the opposite", "not seen", "undecided at this scale", "not run")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -155,6 +155,7 @@ class Finding:
     step: float = 0.                 # of the scores: one clip
     unpaired: int = 0                # runs without a partner of the same seed
     pretrainings: int = 0            # different ones that the runs of one side started from, at most
+    epochs: tuple[float, ...] = ()   # of these pretrainings
     runs: tuple[str, str] = ("", "")   # names of the runs that were subtracted from, and of those that were subtracted
 
     @property
@@ -168,7 +169,7 @@ class Finding:
         if not self.differences: return "not run"
         if self.interval is None: return "undecided at this scale"
         low, high = self.interval
-        return "seen" if low > 0 else "not seen" if high < MARGIN else "undecided at this scale"
+        return "seen" if low > 0 else "the opposite" if high < 0 else "not seen" if high < MARGIN else "undecided at this scale"
 
     @property
     def gain(self) -> str:
@@ -181,16 +182,23 @@ class Finding:
         return " to ".join(f"{100 * end:+.1f}" for end in self.interval) if self.interval else ""
 
     @property
+    def basis(self) -> str:
+        "What the finding rests on: pairs of runs and the pretrainings that these start from."
+        pairs = f"{len(self.differences)} pair{'s' * (len(self.differences) > 1)} of runs"
+        lost = f", {self.unpaired} more without a partner" * bool(self.unpaired)
+        start = "all from one pretraining of" if self.pretrainings == 1 and len(self.differences) > 1 else "pretrained for"
+        return pairs + lost + f", {start} {' and '.join(f'{n:g}' for n in self.epochs)} epochs" * bool(self.epochs)
+
+    @property
     def sentence(self) -> str:
         "The finding for a reader."
         if not self.differences: return f"{self.claim.text}: not run."
-        pairs = f"{len(self.differences)} pair{'s' * (len(self.differences) > 1)} of runs" + (f", {self.unpaired} more without a partner" if self.unpaired else "")
-        between = f"95 % interval {self.bounds}, {pairs}" if self.interval else f"{pairs}, too few for an interval"
+        between = f"95 % interval {self.bounds}, {self.basis}" if self.interval else f"{self.basis}, too few for an interval"
         return f"{self.claim.text}: {self.verdict}, {self.gain} points ({between})" + (f"; {_why(*self.interval)}." if self.interval else ".")
 
 def _why(low: float, high: float) -> str:
     if low > 0: return "the whole interval is above 0"
-    if high < 0: return "the whole interval is below 0, the opposite is the case"
+    if high < 0: return "the whole interval is below 0"
     if high < MARGIN: return f"a gain of {100 * MARGIN:g} point or more is excluded"
     return f"both no gain and one of {100 * MARGIN:g} point or more are possible"
 
@@ -208,24 +216,23 @@ def examine(claim: Claim, runs: pd.DataFrame, name: str | None = None) -> Findin
     if both[claim.score].isna().any(): raise ValueError(f"{claim.text}: {both['run'].iloc[int(both[claim.score].isna().argmax())]} has no {claim.score}.")
     step = 1 / min(both["result.clips"]) if "result.clips" in both and both["result.clips"].notna().all() else 0.
     differences = tuple(float(a - b) for a, b in zip(better[claim.score], worse[claim.score]))
-    return Finding(claim=claim, differences=differences, step=step, unpaired=unpaired, pretrainings=max(side["source_run"].nunique() for side in (better, worse)), runs=(names(better), names(worse)))
-
+    pretrainings, epochs = max(side["source_run"].nunique() for side in (better, worse)), tuple(sorted(set(both["passes"].dropna())))
+    return Finding(claim=claim, differences=differences, step=step, unpaired=unpaired, pretrainings=pretrainings, epochs=epochs, runs=(names(better), names(worse)))
 
 # %% ../../nbs/paper/04_claims.ipynb #d88d82e3
 _ENCODERS = {"early_fusion": "early fusion", "shared": "a shared encoder", "separate": "separate encoders"}
+_DECODERS = {"separate": "separate decoders", "joint": "a joint decoder"}
 CORPORA = {"vggsound": "VGGSound", "audioset": "AudioSet", "epic_kitchens": "Epic-Kitchens-100"}
 
-def _pretraining_claims(corpus: str) -> list[Claim]:
-    own, made = {"source_corpus": corpus}, []
-    for one, sense in INPUTS.items():
-        others = {"none": {"source": "none"}} | ({f"pretraining on {sense} alone": {"source": one} | own} if one != "audiovisual" else {})
-        made += [Claim(claim="Audiovisual pretraining helps", text=f"Audiovisual pretraining against {words}, finetuned on {sense}", among={"corpus": corpus, "inputs": one},
-                       better={"source": "audiovisual"} | own, worse=other) for words, other in others.items()]
-    return made
+def _claims_against_none(corpus: str, headline: bool = False) -> list[Claim]:
+    start = "The headline pretraining" if headline else "Audiovisual pretraining"
+    return [Claim(claim="Audiovisual pretraining helps", text=f"{start} against none, finetuned on {sense}", among={"corpus": corpus, "inputs": one},
+                  better={"source": "audiovisual", "source_corpus": corpus}, worse={"source": "none"}, headline=headline) for one, sense in INPUTS.items()]
 
-def _longest_claims(corpus: str) -> list[Claim]:
-    return [Claim(claim="Audiovisual pretraining helps", text=f"The longest audiovisual pretraining against none, finetuned on {sense}", among={"corpus": corpus, "inputs": one},
-                  better={"source": "audiovisual", "source_corpus": corpus}, worse={"source": "none"}, headline=True) for one, sense in INPUTS.items()]
+def _claims_against_one(corpus: str) -> list[Claim]:
+    own = {"source_corpus": corpus}
+    return [Claim(claim="Audiovisual pretraining beats pretraining on one modality", text=f"Audiovisual pretraining against pretraining on {sense} alone, finetuned on {sense}",
+                  among={"corpus": corpus, "inputs": one}, better={"source": "audiovisual"} | own, worse={"source": one} | own) for one, sense in INPUTS.items() if one != "audiovisual"]
 
 def _fusion_claims(corpus: str, origin: str) -> list[Claim]:
     return [Claim(claim="Joint finetuning beats single modalities", text=f"Finetuning on audio + video against {one} alone, pretrained on {CORPORA[origin]}",
@@ -234,29 +241,29 @@ def _fusion_claims(corpus: str, origin: str) -> list[Claim]:
 def _choice_claims(corpus: str) -> list[Claim]:
     among = {"corpus": corpus, "inputs": "audiovisual", "source": "audiovisual", "source_corpus": corpus}
     encoders = [Claim(claim="Mid fusion is the best encoder", text=f"Mid fusion against {words}", among=among, better={"encoder": "mid_fusion"}, worse={"encoder": other}) for other, words in _ENCODERS.items()]
-    return encoders + [Claim(claim="Reconstruction beats inpainting", text="Reconstruction against inpainting", among=among, better={"objective": "reconstruction"}, worse={"objective": "inpainting"})]
+    decoders = [Claim(claim="A shared decoder is the best decoder", text=f"A shared decoder against {words}", among=among, better={"decoder": "shared"}, worse={"decoder": other}) for other, words in _DECODERS.items()]
+    return encoders + decoders + [Claim(claim="Reconstruction beats inpainting", text="Reconstruction against inpainting", among=among, better={"objective": "reconstruction"}, worse={"objective": "inpainting"})]
 
 def _transfer_claim(corpus: str, origin: str) -> Claim:
     return Claim(claim="What was learned transfers to another corpus", text=f"Pretraining on {CORPORA[origin]} against none", among={"corpus": corpus, "inputs": "audiovisual"},
                  better={"source": "audiovisual", "source_corpus": origin}, worse={"source": "none"}, headline=True)
 
-CLAIMS = (*_pretraining_claims("vggsound"), *_longest_claims("vggsound"), *_pretraining_claims("audioset"),
+CLAIMS = (*_claims_against_none("vggsound"), *_claims_against_none("vggsound", headline=True), *_claims_against_none("audioset"), *_claims_against_one("vggsound"), *_claims_against_one("audioset"),
           *_fusion_claims("vggsound", "vggsound"), *_fusion_claims("audioset", "audioset"), *_fusion_claims("epic_kitchens", "vggsound"), *_choice_claims("vggsound"),
           *(_transfer_claim(*pair) for pair in [("epic_kitchens", "vggsound"), ("epic_kitchens", "audioset"), ("vggsound", "audioset"), ("audioset", "vggsound")]))
 
 def examine_all(runs: pd.DataFrame, name: str | None = None) -> list[Finding]:
     "A finding for each of CLAIMS; where one would compare the same runs again, as with a single kind of pretraining, it is left out."
-    found: dict = {}
+    found: dict[tuple[str, str], Finding] = {}
     for claim in CLAIMS:
         finding = examine(claim, runs, name)
-        found.setdefault(finding.runs if finding.differences else claim.text + claim.among["corpus"], finding)
+        found.setdefault(finding.runs if finding.differences else (claim.text, claim.among["corpus"]), finding)
     return list(found.values())
-
 
 # %% ../../nbs/paper/04_claims.ipynb #77250a04
 def _limits(findings: list[Finding]) -> tuple[str, ...]:
     run = [finding for finding in findings if finding.differences]
-    limits = [f"Seen: the 95 % interval of the paired differences lies above 0; not seen: it does not, and its upper end is below {100 * MARGIN:g} point; one interval in twenty is expected to miss the truth.",
+    limits = [f"Seen: the 95 % interval of the paired differences lies above 0; the opposite: below 0; not seen: neither, and its upper end is below {100 * MARGIN:g} point; one interval in twenty is expected to miss the truth.",
               "All runs are scored on the same test clips; what other clips would have changed is not in the intervals."]
     if any(finding.pretrainings == 1 for finding in run):
         limits.append("Where all runs of a group start from the same pretraining, the interval covers the chance of finetuning and of the labelled clips, not that of pretraining.")

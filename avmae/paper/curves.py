@@ -75,7 +75,13 @@ def _panel(axis, title: str, drawn: list[Line], ticks: dict[float, str]) -> None
     axis.grid(axis="y", color="#e6e6e6", lw=.8, clip_on=False)
     axis.set_axisbelow(True)
     axis.margins(x=.07)
+    axis.set_ylim(bottom=0)
     if not drawn: axis.text(.5, .5, "not run", transform=axis.transAxes, ha="center", va="center", color=GREY)
+
+def _classes(runs: pd.DataFrame) -> int | None:
+    "Of how many classes each clip has one, if the records say so."
+    classes = {int(number) for number in runs.get("config.model.num_classes", pd.Series(dtype=object)).dropna()} if set(runs.get("config.loss", [])) == {"softmax"} else set()
+    return classes.pop() if len(classes) == 1 else None
 
 def curves_figure(panels: dict[str, list[Line]], runs: pd.DataFrame, *, ticks: dict[float, str] | None = None, corpus: str = "vggsound", width: float = 7., height: float = 3.2) -> Figure:
     "Panels {what is varied: lines}; `runs` are those drawn, for the words above and below; `ticks` {x: other words than the number}."
@@ -84,9 +90,11 @@ def curves_figure(panels: dict[str, list[Line]], runs: pd.DataFrame, *, ticks: d
     for axis, (title, drawn) in zip(axes, panels.items()): _panel(axis, title, drawn, ticks or {})
     for axis, drawn in zip(axes, panels.values()): _name_lines(axis, drawn, .068 * 3.2 / height)
     axes[0].set_ylabel(f"{METRICS[corpus][0].lower()}{METRICS[corpus][1:]} (%)" if corpus != "audioset" else "mAP (%)", fontsize=9)
-    told = "not run" if runs.empty else f"scale {single(runs, 'scale')}, {len(runs.drop_duplicates('run')) if 'run' in runs else len(runs)} runs"
+    if classes := _classes(runs):
+        for axis in axes: axis.axhline(100 / classes, color=GREY, lw=1, ls=":", zorder=0, clip_on=False)
+    told = "not run" if runs.empty else f"{'generated clips of ' * bool(generated(runs))}scale {single(runs, 'scale')}, {len(runs.drop_duplicates('run')) if 'run' in runs else len(runs)} runs"
     figure.suptitle(f"{CORPORA[corpus]}, {told}", fontsize=10, x=.01, ha="left")
     seeds = max((len(scores) for drawn in panels.values() for line in drawn for scores in line.points.values()), default=1)
-    words = [*(["mean ± standard deviation over seeds, dots are runs"] if seeds > 1 else ["one run each"]), *(["generated clips"] if len(runs) and generated(runs) else [])]
+    words = ["mean ± standard deviation over seeds, dots are runs" if seeds > 1 else "one run each", *(["dotted: chance"] if classes else [])]
     if len(runs): figure.supxlabel("; ".join(words), fontsize=7.5, color=GREY, x=.99, ha="right")
     return figure

@@ -153,4 +153,3 @@ class TextTable(Table):
         "The cells as text, the rows' names as the first column."
         lines = self.text().rename_axis(self.corner).reset_index()
         return lines if self.runs is None else lines.join(self.runs.reset_index(drop=True))
-

@@ -75,7 +75,7 @@ def headline() -> list[Experiment]:
     "The recipes as they stand, from scratch and pretrained, and what moves from corpus to corpus."
     both = {"vggsound": ALL, "audioset": ALL, "epic_kitchens": ALL}
     one = [Experiment(name=f"audioset_only_{m}", corpus="audioset", changes=_model(modalities=(m,), encoder="shared"), finetune={"audioset": (m,)}, compared=False) for m in ("audio", "video")]
-    return [Experiment(name="scratch", finetune=both), Experiment(name="pretrained", corpus="vggsound", finetune=both | {"audioset": BOTH}, compared=False),
+    return [Experiment(name="scratch", finetune=both, compared=False), Experiment(name="pretrained", corpus="vggsound", finetune=both | {"audioset": BOTH}, compared=False),
             Experiment(name="audioset", corpus="audioset", finetune=both | {"vggsound": BOTH}, compared=False), *one]
 
 def strategies() -> list[Experiment]:
@@ -88,7 +88,9 @@ def variations(scale: Scale) -> list[Experiment]:
     vary = lambda name, changes, inputs=ALL, **rest: Experiment(name=name, corpus="vggsound", changes=_model(**USUAL) | changes, finetune={"vggsound": inputs}, **rest)
     ratio = lambda m, share: {f"model.mask_ratio.{m}": share}
     sizes = [vary(f"size_{size}", _model(size=size), BOTH, classifier=_model(size=size) | changes) for size, changes in scale.sizes.items()]
-    scratch = [Experiment(name=f"scratch_{size}", classifier=_model(size=size) | changes, finetune={"vggsound": BOTH}) for size, changes in scale.sizes.items()]
+    usual = get_recipe(scale.finetune["vggsound"]).model.size   # its runs from scratch are the headline
+    scratch = [Experiment(name=f"scratch_{size}", classifier=_model(size=size) | changes, finetune={"vggsound": BOTH}) for size, changes in scale.sizes.items() if size != usual]
+    if scale.compared_classifier: scratch.append(Experiment(name="scratch_compared", finetune={"vggsound": ALL}))
     return [vary("inpainting", _model(objective="inpainting")), *(vary(f"only_{m}", _model(modalities=(m,), encoder="shared"), (m,)) for m in ("audio", "video")),
             *(vary(f"mask_{m}_{round(100 * share)}", ratio(m, share), BOTH) for m, shares in scale.masks.items() for share in shares),
             *(vary(f"epochs_{n}", {"epochs": n, "steps": None}) for n in scale.epochs), *sizes, *scratch]
@@ -122,8 +124,7 @@ def _pretraining(experiment: Experiment, scale: Scale, seed: int) -> Job:
     return Job(name=name, kind="pretrain", recipe=scale.pretrain[corpus], overrides=changes, corpus=corpus, runs={name: {}}, seed=seed if experiment.compared else 0)
 
 def _finetuning(experiment: Experiment, scale: Scale, corpus: str, seed: int) -> Job:
-    # from scratch, only VGGSound is what compared pretrainings are held against; elsewhere it is the headline
-    classifier = (scale.compared_classifier if experiment.compared and corpus == "vggsound" else {}) | experiment.classifier
+    classifier = (scale.compared_classifier if experiment.compared else {}) | experiment.classifier
     runs = {experiment.finetuning(corpus, inputs, seed): {"model.modalities": INPUTS[inputs]} for inputs in experiment.finetune[corpus]}
     labels = {"corpus.label_seed": seed} if get_recipe(scale.finetune[corpus]).corpus.labels_per_class else {}
     name = "-".join([experiment.name, *([corpus] if corpus != "vggsound" else []), "finetune", f"seed{seed}"])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from ..data.manifest import Manifest
 from .checkpoint import Checkpoint, save_checkpoint
-from .device import speed_up
+from .device import keep_freed_memory, speed_up
 from .optim import build_optimizer, learning_rate, rate_scales
 from .parallel import Group, restore_optimizer, spread, whole
 from .config import AnyRecipe
@@ -70,6 +70,7 @@ def build_task(recipe: AnyRecipe) -> Pretraining | Finetuning:
 
 def begin(recipe: AnyRecipe, manifest: Manifest, clips: int, group: Group = Group(), found: Checkpoint | None = None) -> Training:
     "A run at step 0, or where a checkpoint was `found`."
+    keep_freed_memory(group.device)
     task = build_task(recipe)
     if found: task.model.load_state_dict(found.weights)
     elif isinstance(task, Finetuning) and task.recipe.init_from: start_from(task.model, task.recipe)
