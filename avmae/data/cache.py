@@ -10,7 +10,7 @@ import hashlib, json, os, shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -21,7 +21,6 @@ from .codec import MediaError, within_tar
 from .frames import shown_at
 from .manifest import Manifest
 from .media import Clip, Media, wrapped
-if TYPE_CHECKING: from avmae.data.clips import ClipConfig, Window
 try: import fcntl
 except ImportError: fcntl = None  # type: ignore[assignment]   # Windows: two that decode the same at once are not noticed there
 
@@ -34,7 +33,7 @@ class Decoded(NamedTuple):
     sound: torch.Tensor | None
 
 
-def decode(path: str | Path, within: tuple[float, float | None], config: "ClipConfig", short_side: int) -> Decoded | None:
+def decode(path: str | Path, within: tuple[float, float | None], config: Any, short_side: int) -> Decoded | None:
     "What `config` wants of the part `within` of a file, or None if there is a break somewhere."
     try:
         with Media(path) as media:
@@ -46,7 +45,7 @@ def decode(path: str | Path, within: tuple[float, float | None], config: "ClipCo
     return Decoded(end - begin, appears - begin, pictures, sound) if end > begin else None
 
 
-def _all_decoded(manifest: Manifest, config: "ClipConfig", short_side: int, progress: bool) -> Iterator[Decoded | None]:
+def _all_decoded(manifest: Manifest, config: Any, short_side: int, progress: bool) -> Iterator[Decoded | None]:
     n, one = len(manifest), lambda row: decode(manifest.file(row), manifest.within(row), config, short_side)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from tqdm(pool.map(one, range(n)), total=n, desc="decoding clips", unit=" clips", disable=not progress)
@@ -73,8 +72,9 @@ def _laid_out(decoded: Iterable[Decoded | None], keep_pictures: Callable[[torch.
     picture_at = sound_at = 0
     for clip in decoded:
         if clip is None: yield None; continue
-        shape, samples = None if clip.pictures is None else tuple(clip.pictures.shape), 0 if clip.sound is None else len(clip.sound)
-        yield Held(clip.length, clip.appears.tolist(), shape, picture_at, sound_at, samples)  # type: ignore[arg-type]
+        shape: Any = None if clip.pictures is None else tuple(clip.pictures.shape)
+        samples = 0 if clip.sound is None else len(clip.sound)
+        yield Held(clip.length, clip.appears.tolist(), shape, picture_at, sound_at, samples)
         if clip.pictures is not None: keep_pictures(clip.pictures.reshape(-1)); picture_at += clip.pictures.numel()
         if clip.sound is not None: keep_sound(clip.sound.contiguous()); sound_at += samples
 
@@ -116,7 +116,7 @@ def in_files(folder: str | Path, name: str, decoded: Callable[[], Iterable[Decod
 def _write(folder: Path, decoded: Iterable[Decoded | None]) -> None:
     folder.mkdir()
     with open(folder/"pictures", "wb") as pictures, open(folder/"sound", "wb") as sound:
-        held = list(_laid_out(decoded, lambda x: pictures.write(x.numpy()), lambda x: sound.write(x.numpy())))  # type: ignore[arg-type]
+        held = list(_laid_out(decoded, lambda x: pictures.write(x.numpy().data), lambda x: sound.write(x.numpy().data)))
     sizes = {kind: (folder/kind).stat().st_size for kind in ("pictures", "sound")}
     (folder/"index.json").write_text(json.dumps({"held": held, "sizes": sizes}), encoding="utf-8")
 
@@ -131,7 +131,7 @@ def _mapped(folder: Path) -> Buffers | None:
     return Buffers([held and Held(*held) for held in index["held"]], buffer("pictures", torch.uint8), buffer("sound", torch.float32))
 
 
-def _name(manifest: Manifest, config: "ClipConfig", short_side: int) -> str:
+def _name(manifest: Manifest, config: Any, short_side: int) -> str:
     "Stands for the files as they are now, for what is taken of them, and for the decoder."
     def state(row: int) -> list:
         path = manifest.file(row)
@@ -143,10 +143,10 @@ def _name(manifest: Manifest, config: "ClipConfig", short_side: int) -> str:
 
 # %% ../../nbs/data/03_cache.ipynb #9c853be2
 class ClipCache:
-    """The clips of a manifest, decoded: `clip` gives what `Media.clip` reads. In memory, or in a `folder` that processes share. A clip with a break anywhere is not held (`in`
+    """The clips of a manifest, decoded as a `ClipConfig` wants them: `clip` gives what `Media.clip` reads. In memory, or in a `folder` that processes share. A clip with a break anywhere is not held (`in`
     says so): it is read from its file, and fails or not, as it would without a cache."""
 
-    def __init__(self, manifest: Manifest, config: "ClipConfig", short_side: int, progress: bool = True, folder: str | Path | None = None):
+    def __init__(self, manifest: Manifest, config: Any, short_side: int, progress: bool = True, folder: str | Path | None = None):
         decoded = lambda: _all_decoded(manifest, config, short_side, progress)
         try: self.all = in_memory(decoded()) if folder is None else in_files(folder, _name(manifest, config, short_side), decoded)
         except OSError as error:
@@ -164,7 +164,7 @@ class ClipCache:
         "Seconds."
         return self._held(row).length
 
-    def clip(self, row: int, window: "Window", config: "ClipConfig") -> Clip:
+    def clip(self, row: int, window: Any, config: Any) -> Clip:
         "The window of a clip that `Media.clip` would read."
         held = self._held(row)
         video = waveform = None

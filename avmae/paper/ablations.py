@@ -6,6 +6,7 @@
 __all__ = ['METRICS', 'ENCODERS', 'DECODERS', 'varied', 'masking', 'lengths', 'generated', 'sources', 'pretraining', 'ablation']
 
 # %% ../../nbs/paper/05_ablations.ipynb #fce881e9
+from collections.abc import Callable
 import pandas as pd
 from .claims import CORPORA, SCORES, comparable, main_pretraining, matching
 from .tables import Table, behind, provenance, single, summarise
@@ -54,7 +55,7 @@ def pretraining(runs: pd.DataFrame) -> tuple[str, ...]:
     "A sentence on what all pretrainings of these runs (of `with_pretraining`) have in common, where there are any."
     some = runs[runs["source_run"].notna()]
     if some.empty: return ()
-    words = {"encoder": lambda x: f"{ENCODERS[x]} encoder", "decoder": lambda x: f"{DECODERS[x]} decoder", "objective": str, "mask_video": lambda x: f"{100 * x:g} % of the video hidden",
+    words: dict[str, Callable[..., str]] = {"encoder": lambda x: f"{ENCODERS[x]} encoder", "decoder": lambda x: f"{DECODERS[x]} decoder", "objective": str, "mask_video": lambda x: f"{100 * x:g} % of the video hidden",
              "mask_audio": lambda x: f"{100 * x:g} % of the sound hidden", "passes": lambda x: f"{x:g} epochs"}
     known = {factor: set(some[factor].dropna()) for factor in words}
     return (f"All pretrainings: {', '.join(words[factor](*values) for factor, values in known.items() if len(values) == 1)}.",)
