@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import torch
+from av import library_versions
 from tqdm.auto import tqdm
 
 from .codec import MediaError, within_tar
@@ -123,7 +124,7 @@ def _write(folder: Path, decoded: Iterable[Decoded | None]) -> None:
 
 def _mapped(folder: Path) -> Buffers | None:
     "None where nothing is, or not all of it."
-    if not (folder/"index.json").is_file(): return None
+    if not all((folder/part).is_file() for part in ("index.json", "pictures", "sound")): return None
     try: index = json.loads((folder/"index.json").read_text(encoding="utf-8"))
     except ValueError: return None   # after a power failure, say
     if any((folder/kind).stat().st_size != size for kind, size in index["sizes"].items()): return None
@@ -138,7 +139,7 @@ def _name(manifest: Manifest, config: Any, short_side: int) -> str:
         file = (within_tar(path) or (path,))[0]
         return [str(path), *manifest.within(row), *([(about := file.stat()).st_size, about.st_mtime_ns] if file.exists() else [])]
     wanted = [bool(config.frames) and short_side, bool(config.samples) and config.rate]
-    about = [str(manifest.root.resolve()), wanted, av.__version__, av.library_versions, [state(row) for row in range(len(manifest))]]
+    about = [str(manifest.root.resolve()), wanted, av.__version__, library_versions, [state(row) for row in range(len(manifest))]]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/03_cache.ipynb #9c853be2

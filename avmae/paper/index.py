@@ -39,7 +39,7 @@ def _entry(files: list[Path], folder: Path, made: dict[str, Path]) -> str:
     picture = next((path for path in files if path.suffix == ".png"), None)
     return line + (f"\n\n  ![{picture.stem.replace('_', ' ')}]({picture.name})\n" if picture else "")
 
-WORDS = {"Tables": "The csv of a table names the runs behind each of its numbers.\n"}
+WORDS = {"Tables": "The csv of a table of scores names the runs behind each number.\n"}
 
 def _section(title: str, groups: list[list[Path]], folder: Path, made: dict[str, Path]) -> str:
     return "\n".join([f"## {title}\n", *([WORDS[title]] if title in WORDS else []), *(_entry(files, folder, made) for files in groups)]).rstrip("\n") + "\n" if groups else ""
