@@ -61,7 +61,7 @@ def test_a_classifier_takes_over_what_it_starts_from(scale):
             taken = AVClassifier(recipe.model).init_from(sources[job.init_from])
             assert {name.split(".")[1] for name, there in taken.items() if there and name.startswith("blocks")} == set(recipe.modalities), run
 
-@pytest.mark.parametrize("scale", [pytest.param(scale, marks=pytest.mark.xfail(strict=True, reason="its committed runs fuse in the last layer alone (README)")) if scale == "mini" else scale for scale in SCALES])
+@pytest.mark.parametrize("scale", SCALES)
 def test_sight_and_sound_exchange_within_every_classifier_of_both(scale):
     "Two fused layers at least: what the first writes into the bottlenecks is read by the second."
     both = {(recipe.model.stack_size.layers, recipe.model.fused_from) for job in jobs(scale, seeds=1) for recipe in job.recipes().values() if job.kind == "finetune" and len(recipe.modalities) == 2}

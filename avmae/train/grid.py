@@ -39,7 +39,7 @@ def _recipes(scale: str) -> dict[str, Any]:
 
 SCALES = {
     "smoke": Scale(**_recipes("smoke"), clips=(16, 12), seeds=1, compared={"steps": 4, "model.mask_ratio.audio": .9}, epochs=(1,), masks={"video": (.3,), "audio": (.3,)}, sizes={"mini": {}}),
-    "mini": Scale(**_recipes("mini"), clips=(1440, 480), seeds=3, compared={"epochs": 8}, epochs=(2, 4, 16), masks={"video": (.3, .9), "audio": (.3, .9)}, sizes={"nano": {"model.fusion_layer": 1}}),
+    "mini": Scale(**_recipes("mini"), clips=(1440, 480), seeds=3, compared={"epochs": 8}, epochs=(2, 4, 16), masks={"video": (.3, .9), "audio": (.3, .9)}, sizes={"nano": {"model.fusion_layer": 0}}),
     "gpu": Scale(**_recipes("gpu"), clips=(20_000, 2_000), seeds=5, compared={"epochs": 50}, epochs=(10, 25), masks={"video": (.6, .75), "audio": (.3, .7)}, sizes={"mini": {"model.fusion_layer": 1}}, threads=4, gpus=1),
     "paper": Scale(**_recipes("paper"), clips=None, seeds=1, compared={"model.size": "base", "model.fusion_layers": 2, "epochs": 200}, compared_classifier={"model.size": "base", "model.fusion_layer": 8},
                    epochs=(50, 100, 400), masks={"video": (.75, .95), "audio": (.3, .7)}, sizes={"large": {"model.fusion_layer": 16}}, threads=8, gpus=8),

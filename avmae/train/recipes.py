@@ -98,7 +98,7 @@ def mini_vggsound_pretrain() -> PretrainRecipe:
 @recipe
 def mini_vggsound_finetune() -> FinetuneRecipe:
     "Data: 10 labelled clips for each of the 12 classes of mini VGGSound. Cost: half a minute on one core. Score: README."
-    return FinetuneRecipe(corpus=generated("mini", "vggsound", labels_per_class=10), model=AVClassifierConfig(size="mini", num_classes=12, fusion_layer=2),
+    return FinetuneRecipe(corpus=generated("mini", "vggsound", labels_per_class=10), model=AVClassifierConfig(size="mini", num_classes=12, fusion_layer=1),
                           epochs=24, label_smoothing=.1, **MINI_FINETUNE)
 
 @recipe
@@ -109,13 +109,13 @@ def mini_audioset_pretrain() -> PretrainRecipe:
 @recipe
 def mini_audioset_finetune() -> FinetuneRecipe:
     "Data: the 240 clips of mini AudioSet's balanced list, one to three of 12 classes each. Cost: half a minute on one core. Score: `paper_figures/mini`."
-    return FinetuneRecipe(corpus=generated("mini", "audioset", csv="20K"), model=AVClassifierConfig(size="mini", num_classes=12, fusion_layer=2), loss="sigmoid",
+    return FinetuneRecipe(corpus=generated("mini", "audioset", csv="20K"), model=AVClassifierConfig(size="mini", num_classes=12, fusion_layer=1), loss="sigmoid",
                           epochs=15, **MINI_FINETUNE)
 
 @recipe
 def mini_epic_kitchens_finetune() -> FinetuneRecipe:
     "Data: at least 20 actions for each of the 8 verbs and 8 nouns of mini Epic-Kitchens. Cost: half a minute on one core. Score: `paper_figures/mini`."
-    return FinetuneRecipe(corpus=generated("mini", "epic_kitchens", labels_per_class=20), model=AVClassifierConfig(size="mini", num_classes={"verb": 8, "noun": 8}, fusion_layer=2),
+    return FinetuneRecipe(corpus=generated("mini", "epic_kitchens", labels_per_class=20), model=AVClassifierConfig(size="mini", num_classes={"verb": 8, "noun": 8}, fusion_layer=1),
                           epochs=20, label_smoothing=.1, **MINI_FINETUNE)
 
 # %% ../../nbs/train/00_recipes.ipynb #ab03f836
