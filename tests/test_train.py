@@ -331,6 +331,27 @@ def test_a_killed_worker_is_told_of_and_the_run_goes_on(corpus, tmp_path, monkey
     assert load_checkpoint(tmp_path/"run"/"checkpoint").step < 8
     assert run(made, tmp_path/"run")["weights"] == run(recipe(corpus), tmp_path/"straight")["weights"]
 
+LOST = [ConnectionResetError(104, "Connection reset by peer"), ConnectionRefusedError(111, "Connection refused"), EOFError(), FileNotFoundError(2, "No such file or directory"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")]
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+def test_a_batch_that_is_lost_with_its_worker_tells_of_the_worker(corpus, error):
+    class Lost(list):
+        def __init__(self, error, workers): self.error, self.num_workers = error, workers
+        def __iter__(self): raise self.error; yield
+    manifest = open_manifest(recipe(corpus).corpus)
+    loader = make_loader(train_data(recipe(corpus), manifest, progress=False), 4, steps=5)
+    def first(*stub):
+        loader.loader = Lost(*stub)
+        return next(iter(loader))
+    with pytest.raises(WorkerDied) as told: first(error, 2)
+    assert told.value.__cause__ is error
+    caught = type(error)("Caught an error in DataLoader worker process 0.")   # what a living worker met stays what it is, as does what this process met
+    with pytest.raises(type(error)) as told: first(caught, 2)
+    assert told.value is caught
+    if not isinstance(error, RuntimeError):
+        with pytest.raises(type(error)): first(error, 0)
+
 def test_accumulation_changes_nothing_but_rounding(corpus, tmp_path):
     weights = [load_model(tmp_path/str(parts))[0].state_dict() for parts in (1, 2, 4)
                if run(recipe(corpus, accumulate=parts, steps=4, optim__method="sgd", optim__lr=.01, optim__clip=1.), tmp_path/str(parts))]

@@ -172,6 +172,13 @@ def _sigchld_kept():
     finally: signal.signal(signal.SIGCHLD, before)
 
 
+def _tells_of_death(error: Exception) -> bool:
+    """Whether PyTorch's loader met a dead worker: it says so, or a batch that the worker had announced can no longer be fetched from it. What a
+    living worker met while it read is 'Caught ...'."""
+    if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)): return not str(error).startswith("Caught ")
+    return str(error).startswith("DataLoader worker (pid")
+
+
 class Loader:
     """Iterates over `Batch`es of a dataset. What cannot be read is left out and listed in `dataset.failures`. In training, more than
     the fraction `max_failed` of the clips, or a whole batch, is `TooManyFailures`; in evaluation see `dataset.coverage`."""
@@ -193,8 +200,8 @@ class Loader:
 
     def _watched(self, batches):
         try: yield from batches
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"): raise
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self.loader.num_workers or not _tells_of_death(error): raise
             raise WorkerDied("a process that reads clips was killed: out of memory, perhaps. Start fewer `workers`; the same command goes on from what was saved.") from error
 
     def _judged(self, batches):
