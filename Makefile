@@ -50,11 +50,15 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --resources gpu=$(GPUS) --config scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) goal=$@ --nolock --rerun-incomplete \
     --keep-incomplete --rerun-triggers mtime params --scheduler greedy --quiet host progress $(if $(PROFILE),--profile $(PROFILE)) $(if $(DRY),--dry-run)
 
+# What Snakemake would do, one job to a line, with the first reason that it gives
+LISTED = awk '/^rule /{name = substr($$2, 1, length($$2) - 1)} /^    reason:/ && name != "all" {sub(/^ *reason: /, ""); sub(/[,;].*/, ""); printf "%-45s %s\n", name, $$0; jobs++} \
+    END {print jobs + 0 " jobs; each with its files: runs/$(SCALE)/dry-run.log"}' runs/$(SCALE)/dry-run.log; exit 0;
+
 reproduce paper: $(INSTALLED)
 	@mkdir -p runs/$(SCALE)
-	@$(SNAKEMAKE) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log | grep -vE '^(Elapsed time|WorkflowError|At least one job|--keep-incomplete)' >&2; \
+	@$(SNAKEMAKE) $(if $(DRY),>runs/$(SCALE)/dry-run.log) 2>runs/$(SCALE)/snakemake.log || { tail -n 4 runs/$(SCALE)/snakemake.log | grep -vE '^(Elapsed time|WorkflowError|At least one job|--keep-incomplete)' >&2; \
 	    echo "Not finished: put right what is said above and run it again; what is done is kept." >&2; exit 1; }
-	@$(if $(DRY),exit 0;) [ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
+	@$(if $(DRY),$(LISTED)) [ $(SCALE) != mini ] || $(MAKE) --no-print-directory -s README.md
 	@$(if $(DRY),exit 0;) echo "The results are in paper_figures/$(SCALE), the runs that they come from in runs/$(SCALE)."
 
 demo: $(INSTALLED)
