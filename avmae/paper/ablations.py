@@ -6,6 +6,7 @@
 __all__ = ['METRICS', 'ENCODERS', 'DECODERS', 'varied', 'masking', 'lengths', 'generated', 'sources', 'pretraining', 'ablation']
 
 # %% ../../nbs/paper/05_ablations.ipynb #fce881e9
+import re
 from collections.abc import Callable
 import pandas as pd
 from .claims import CORPORA, SCORES, comparable, main_pretraining, matching
@@ -40,7 +41,7 @@ DECODERS = {"shared": "shared", "separate": "separate", "joint": "joint"}
 
 def generated(runs: pd.DataFrame) -> tuple[str, ...]:
     "A sentence, where the clips are not those of the corpora that the runs name."
-    scale, corpora = single(runs, "scale"), " and ".join(words for corpus, words in CORPORA.items() if corpus in set(runs["corpus"]))
+    scale, corpora = single(runs, "scale"), re.sub(", ([^,]+)$", r" and \1", ", ".join(words for corpus, words in CORPORA.items() if corpus in set(runs["corpus"])))
     return () if scale == "paper" else (f"The clips of scale {scale} are generated, in the file formats of {corpora}: none of these numbers can be set beside a published one.",)
 
 def sources(runs: pd.DataFrame, keys: list[str]) -> tuple[str, ...]:
