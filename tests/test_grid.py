@@ -10,12 +10,17 @@ from avmae.train.recipes import get_recipe
 
 ROOT = Path(__file__).parents[1]
 
-def planned(scale: str, goal: str = "paper") -> str:
-    "What `make paper DRY=1` would print."
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT/"Snakefile"), "--cores", "2", "--config", f"scale={scale}", f"goal={goal}", "--dry-run", "--forceall", "--nolock", "--quiet", "host"]
+def planned(scale: str) -> str:
+    "What Snakemake says that it would do."
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT/"Snakefile"), "--cores", "2", "--config", f"scale={scale}", "goal=paper", "--dry-run", "--forceall", "--nolock", "--quiet", "host"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout + done.stderr
+
+def listed(told: str) -> list[str]:
+    "What `make paper DRY=1` makes of that."
+    program = re.search(r"^LISTED = awk '(.*?)' runs", (ROOT/"Makefile").read_text(encoding="utf-8"), re.M | re.S)[1].replace("$$", "$").replace("\\\n", "")
+    return subprocess.run(["awk", program], input=told, capture_output=True, text=True, check=True).stdout.splitlines()
 
 def differing(run: dict, other: dict) -> set[str]:
     "The fields of two recipes that are not the same."
@@ -90,3 +95,5 @@ def test_snakemake_lists_every_job(scale):
     for job in jobs(scale): assert job.name.replace("-", "_") in told, job.name
     for name in ("table_strategies", "table_transfer", "table_claims", "figure_epochs", "figure_inpainting", "index"): assert f"rule {name}:" in told, name
     assert ("corpus_vggsound" in told) == (scale == "smoke")   # real corpora are the user's to bring
+    *lines, last = listed(told)   # and `make paper DRY=1`, a job to a line
+    assert sorted(line.split()[0] for line in lines) == sorted(set(re.findall(r"^rule (\w+):", told, re.M)) - {"all"}) and last.startswith(f"{len(lines)} jobs; ")
